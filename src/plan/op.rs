@@ -1,0 +1,349 @@
+//! The steps of a plan, and how each reads in a log, a golden file and an error.
+//!
+//! An [`Op`] is one step of a child after clone: a handful of system calls on data that is already
+//! in the form the kernel wants. It must never hold anything that still needs a decision, a parse
+//! or an allocation; `child::apply` is the only place that carries it out.
+
+use std::ffi::CString;
+use std::fmt;
+
+/// An index into the table of descriptors that parent and child share.
+///
+/// The parent fills the slots that a plan names in [`super::Plan::inputs`] before clone; the
+/// child's own ops fill the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u16);
+
+/// A place beneath the rootfs, resolved with `openat2(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Every prefix of the path, shortest first and the path itself last, without a leading slash.
+    /// Empty for the root itself.
+    pub prefixes: Vec<CString>,
+    /// What to make where nothing is: see [`Missing`].
+    pub missing: Missing,
+    /// Refuse a symlink anywhere in the path (CVE-2019-19921, CVE-2023-27561: `/proc` and `/sys`).
+    pub no_symlinks: bool,
+    /// The place may lie in a procfs (a fixed list of files; CVE-2019-16884).
+    pub inside_proc: bool,
+}
+
+/// What an op makes when its target does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// An error.
+    Fail,
+    /// Directories, mode 0755.
+    Directory,
+    /// Directories, and at the end what the source is: a directory or an empty file.
+    LikeSource,
+    /// Directories, and at the end an empty file.
+    File,
+}
+
+/// One parameter of `fsconfig(2)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// The key.
+    pub key: CString,
+    /// `FSCONFIG_SET_STRING` with this value, or `FSCONFIG_SET_FLAG`.
+    pub value: Option<CString>,
+}
+
+/// What `mount_setattr(2)` does to a mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attr {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_*` to clear.
+    pub clear: u64,
+    /// `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`, `MS_UNBINDABLE` or 0.
+    pub propagation: u64,
+    /// Also the mounts beneath it.
+    pub recursive: bool,
+}
+
+/// One step of a child. Paths marked "host" are resolved before `pivot_root`, in the host's tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Writes `0` to an open `cgroup.procs`: no window outside the limits, on v1.
+    JoinCgroup { procs: Slot },
+    /// `unshare(2)`.
+    Unshare { flags: i32 },
+    /// `setns(2)` with a namespace's fd, or a pidfd and several flags.
+    Setns { ns: Slot, flags: i32 },
+    /// `keyctl(KEYCTL_JOIN_SESSION_KEYRING)`; a kernel without keyrings is not an error.
+    JoinKeyring { name: CString },
+    /// Writes `/proc/self/oom_score_adj`.
+    OomScore { adj: i32 },
+    /// Writes a host file in one `write(2)`.
+    WriteFile { path: CString, data: CString },
+    /// Writes below `/proc/sys` through the host's procfs, which no container can cover.
+    Sysctl { path: CString, value: CString },
+    /// Removes a host directory; one that is absent is not an error. EBUSY is tried again for 1 s.
+    Rmdir { path: CString },
+
+    /// `open_tree(OPEN_TREE_CLONE)` of a host path.
+    OpenTree { source: CString, into: Slot, recursive: bool },
+    /// The same of a mount that is already open, attached or not.
+    CloneTree { from: Slot, into: Slot },
+    /// `mount_setattr(2)` on a mount by fd.
+    SetAttr { mount: Slot, attr: Attr },
+    /// `fsopen`, `fsconfig` and `fsmount`: a mount that is attached nowhere yet.
+    NewMount { fstype: CString, params: Vec<Param>, attr: u64, into: Slot },
+    /// `mount(2)` on a host path, for what the new mount calls cannot say on an old kernel.
+    OldMount {
+        chdir: Option<CString>,
+        source: CString,
+        target: CString,
+        fstype: CString,
+        flags: u64,
+        data: CString,
+    },
+    /// `mount(NULL, "/", NULL, flags)`.
+    Propagate { flags: u64 },
+    /// `move_mount(2)` onto a host path, which must not pass through a symlink.
+    AttachRootfs { mount: Slot, path: CString },
+    /// Opens a host directory, which must not pass through a symlink, as the root of all targets.
+    OpenRootfs { path: CString, into: Slot },
+    /// Attaches an open mount beneath the rootfs. `source` is for the text only.
+    Attach { mount: Slot, source: CString, root: Slot, target: Target },
+    /// A new mount, attached beneath the rootfs.
+    Mount { fstype: CString, params: Vec<Param>, attr: Attr, root: Slot, target: Target },
+    /// Makes a directory and those above it, beneath the rootfs.
+    MakeDir { root: Slot, target: Target, mode: u32 },
+    /// `mknodat(2)` beneath the rootfs; what is there must be the same device.
+    MakeNode { root: Slot, target: Target, mode: u32, major: u32, minor: u32, uid: u32, gid: u32 },
+    /// `symlinkat(2)` beneath the rootfs; what is there stays.
+    Symlink { root: Slot, target: Target, to: CString },
+    /// Covers a directory with an empty read-only tmpfs, a file with the host's `/dev/null`; skips
+    /// what is absent. The tmpfs in `empty` is one for all (one mount each wakes the shrinker).
+    Mask { root: Slot, target: Target, empty: Slot },
+    /// Bind-mounts a path on itself, read-only; skips what is absent.
+    Readonly { root: Slot, target: Target },
+    /// Opens a new pty in the rootfs' own devpts and sends the master to the parent.
+    OpenPty { root: Slot, into: Slot, size: Option<(u16, u16)>, owner: u32 },
+    /// Attaches the pty's slave on `/dev/console`.
+    AttachConsole { pty: Slot, root: Slot },
+    /// `pivot_root(".", ".")` into the rootfs and away with the old tree.
+    Pivot { root: Slot },
+
+    /// `sethostname(2)`.
+    Hostname { name: CString },
+    /// `setdomainname(2)`.
+    Domainname { name: CString },
+    /// `setsid(2)`.
+    Setsid,
+    /// Makes the pty the controlling terminal and stdin, stdout and stderr.
+    Terminal { pty: Slot },
+    /// `dup3(2)` onto a number of the new process.
+    Dup { from: Slot, to: i32 },
+    /// Gives the pipes on 0, 1 and 2 to the user, so that `/dev/stdout` can be opened again.
+    ChownStdio { uid: u32 },
+    /// `umask(2)`.
+    Umask { mask: u32 },
+    /// `prlimit(2)` on itself.
+    Rlimit { resource: u32, soft: u64, hard: u64 },
+    /// `prctl(PR_CAPBSET_DROP)` of every capability that is not in `keep`.
+    BoundingSet { keep: u64 },
+    /// `prctl(PR_SET_KEEPCAPS)`.
+    KeepCaps { on: bool },
+    /// `setgroups(2)`.
+    Groups { gids: Vec<u32> },
+    /// `setresgid(2)`.
+    Gid { gid: u32 },
+    /// `setresuid(2)`.
+    Uid { uid: u32 },
+    /// `capset(2)`.
+    Capset { effective: u64, permitted: u64, inheritable: u64 },
+    /// `prctl(PR_CAP_AMBIENT)`: clears all and raises these.
+    Ambient { caps: u64 },
+    /// `prctl(PR_SET_NO_NEW_PRIVS)`.
+    NoNewPrivs,
+    /// `chdir(2)`. With `retry`, EACCES and EPERM are left to a second `Chdir` after `Uid`.
+    Chdir { path: CString, retry: bool },
+    /// The working directory must lie inside the root (CVE-2024-21626).
+    VerifyCwd,
+    /// `HOME` from the rootfs' `/etc/passwd`, else `/`, into the plan's last environment entry.
+    Home { uid: u32 },
+    /// The first of these that is a file and may be executed; none: ENOENT, or EACCES.
+    FindExecutable { candidates: Vec<CString> },
+    /// Default dispositions and an empty mask.
+    ResetSignals,
+    /// Tells the parent that all went well, and waits for its word.
+    Ready,
+    /// Closes every descriptor above 2 but the report's, which `execve` closes.
+    CloseFds,
+    /// `execve(2)` of what `FindExecutable` found.
+    Exec,
+    /// `execveat(AT_EMPTY_PATH)` of an open file.
+    ExecFd { exe: Slot },
+    /// Ends a plan that runs no program.
+    Exit,
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.prefixes.last().map(|p| p.to_string_lossy()).unwrap_or_default();
+        write!(f, "{:?}", format!("/{path}"))
+    }
+}
+
+/// Params as the data string of `mount(2)` would show them.
+struct Params<'a>(&'a [Param]);
+
+impl fmt::Display for Params<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Param { key, value }) in self.0.iter().enumerate() {
+            f.write_str(if i == 0 { " " } else { "," })?;
+            f.write_str(&key.to_string_lossy())?;
+            if let Some(value) = value {
+                write!(f, "={}", value.to_string_lossy())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const ATTR_NAMES: [(u64, &str); 8] = [
+    (libc::MOUNT_ATTR_RDONLY, "ro"),
+    (libc::MOUNT_ATTR_NOSUID, "nosuid"),
+    (libc::MOUNT_ATTR_NODEV, "nodev"),
+    (libc::MOUNT_ATTR_NOEXEC, "noexec"),
+    (libc::MOUNT_ATTR_NOATIME, "noatime"),
+    (libc::MOUNT_ATTR_STRICTATIME, "strictatime"),
+    (libc::MOUNT_ATTR_NODIRATIME, "nodiratime"),
+    (libc::MOUNT_ATTR_NOSYMFOLLOW, "nosymfollow"),
+];
+
+fn attr_names(bits: u64) -> String {
+    let names: Vec<&str> =
+        ATTR_NAMES.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name).collect();
+    names.join(",")
+}
+
+impl fmt::Display for Attr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let propagation = match self.propagation {
+            libc::MS_PRIVATE => "private",
+            libc::MS_SLAVE => "slave",
+            libc::MS_SHARED => "shared",
+            libc::MS_UNBINDABLE => "unbindable",
+            _ => "",
+        };
+        let parts =
+            [("+", attr_names(self.set)), ("-", attr_names(self.clear)), ("", propagation.into())];
+        for (sign, text) in parts.iter().filter(|(_, text)| !text.is_empty()) {
+            write!(f, " {sign}{text}")?;
+        }
+        f.write_str(if self.recursive { " recursive" } else { "" })
+    }
+}
+
+const NAMESPACES: [(i32, &str); 8] = [
+    (libc::CLONE_NEWNS, "mnt"),
+    (libc::CLONE_NEWPID, "pid"),
+    (libc::CLONE_NEWNET, "net"),
+    (libc::CLONE_NEWIPC, "ipc"),
+    (libc::CLONE_NEWUTS, "uts"),
+    (libc::CLONE_NEWCGROUP, "cgroup"),
+    (libc::CLONE_NEWUSER, "user"),
+    (0x80, "time"),
+];
+
+/// The namespaces in a set of `CLONE_NEW*` flags, as `/proc/PID/ns` names them.
+pub(super) fn namespaces(flags: i32) -> String {
+    let names: Vec<&str> =
+        NAMESPACES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect();
+    names.join("|")
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Op::JoinCgroup { procs } => write!(f, "join cgroup {procs}"),
+            Op::Unshare { flags } => write!(f, "unshare {}", namespaces(*flags)),
+            Op::Setns { ns, flags } => write!(f, "setns {ns} {}", namespaces(*flags)),
+            Op::JoinKeyring { name } => write!(f, "join session keyring {name:?}"),
+            Op::OomScore { adj } => write!(f, "oom_score_adj {adj}"),
+            Op::WriteFile { path, data } => write!(f, "write {data:?} to {path:?}"),
+            Op::Sysctl { path, value } => write!(f, "sysctl {path:?} = {value:?}"),
+            Op::Rmdir { path } => write!(f, "rmdir {path:?}"),
+            Op::OpenTree { source, into, recursive } => {
+                write!(
+                    f,
+                    "open tree {source:?}{} -> {into}",
+                    if *recursive { " recursive" } else { "" }
+                )
+            }
+            Op::CloneTree { from, into } => write!(f, "clone tree {from} -> {into}"),
+            Op::SetAttr { mount, attr } => write!(f, "set attributes of {mount}{attr}"),
+            Op::NewMount { fstype, params, attr, into } => {
+                let fstype = fstype.to_string_lossy();
+                write!(f, "new mount {fstype} -> {into} [{}]{}", attr_names(*attr), Params(params))
+            }
+            Op::OldMount { chdir, source, target, fstype, flags, data } => {
+                let at = chdir.as_ref().map(|d| format!(" in {d:?}")).unwrap_or_default();
+                write!(f, "mount({source:?}, {target:?}, {fstype:?}, {flags:#x}, {data:?}){at}")
+            }
+            Op::Propagate { flags } => write!(f, "propagation of \"/\": {flags:#x}"),
+            Op::AttachRootfs { mount, path } => write!(f, "attach rootfs {mount} on {path:?}"),
+            Op::OpenRootfs { path, into } => write!(f, "open rootfs {path:?} -> {into}"),
+            Op::Attach { mount, source, target, .. } => {
+                write!(f, "attach {mount} {source:?} on {target}")
+            }
+            Op::Mount { fstype, params, attr, target, .. } => {
+                write!(f, "mount {} on {target}{attr}{}", fstype.to_string_lossy(), Params(params))
+            }
+            Op::MakeDir { target, mode, .. } => write!(f, "mkdir {target} {mode:#o}"),
+            Op::MakeNode { target, mode, major, minor, uid, gid, .. } => {
+                write!(f, "mknod {target} {mode:#o} {major}:{minor} owner {uid}:{gid}")
+            }
+            Op::Symlink { target, to, .. } => write!(f, "symlink {target} -> {to:?}"),
+            Op::Mask { target, .. } => write!(f, "mask {target}"),
+            Op::Readonly { target, .. } => write!(f, "make {target} read-only"),
+            Op::OpenPty { into, size, .. } => match size {
+                Some((rows, cols)) => write!(f, "open pty {rows}x{cols} -> {into}"),
+                None => write!(f, "open pty -> {into}"),
+            },
+            Op::AttachConsole { pty, .. } => write!(f, "attach {pty} on \"/dev/console\""),
+            Op::Pivot { root } => write!(f, "pivot root {root}"),
+            Op::Hostname { name } => write!(f, "hostname {name:?}"),
+            Op::Domainname { name } => write!(f, "domainname {name:?}"),
+            Op::Setsid => f.write_str("setsid"),
+            Op::Terminal { pty } => write!(f, "terminal {pty}"),
+            Op::Dup { from, to } => write!(f, "dup {from} to {to}"),
+            Op::ChownStdio { uid } => write!(f, "chown stdio to {uid}"),
+            Op::Umask { mask } => write!(f, "umask {mask:#o}"),
+            Op::Rlimit { resource, soft, hard } => write!(f, "rlimit {resource} {soft}:{hard}"),
+            Op::BoundingSet { keep } => write!(f, "bounding set {keep:#x}"),
+            Op::KeepCaps { on } => write!(f, "keepcaps {}", u8::from(*on)),
+            Op::Groups { gids } => write!(f, "setgroups {gids:?}"),
+            Op::Gid { gid } => write!(f, "setgid {gid}"),
+            Op::Uid { uid } => write!(f, "setuid {uid}"),
+            Op::Capset { effective, permitted, inheritable } => {
+                write!(f, "capset eff={effective:#x} perm={permitted:#x} inh={inheritable:#x}")
+            }
+            Op::Ambient { caps } => write!(f, "ambient {caps:#x}"),
+            Op::NoNewPrivs => f.write_str("no new privileges"),
+            Op::Chdir { path, retry } => {
+                write!(f, "chdir {path:?}{}", if *retry { " (may wait for the user)" } else { "" })
+            }
+            Op::VerifyCwd => f.write_str("verify that the working directory is inside the root"),
+            Op::Home { uid } => write!(f, "look up HOME of {uid}"),
+            Op::FindExecutable { candidates } => write!(f, "find executable {candidates:?}"),
+            Op::ResetSignals => f.write_str("reset signals"),
+            Op::Ready => f.write_str("ready"),
+            Op::CloseFds => f.write_str("close fds"),
+            Op::Exec => f.write_str("exec"),
+            Op::ExecFd { exe } => write!(f, "exec {exe}"),
+            Op::Exit => f.write_str("exit"),
+        }
+    }
+}
