@@ -91,14 +91,21 @@ impl Error {
         self.errno
     }
 
+    /// `first`, and what failed after it.
+    pub fn all(mut first: Error, more: impl IntoIterator<Item = Error>) -> Error {
+        for error in more {
+            first.text = format!("{}; {}", first.text, error.text);
+        }
+        first
+    }
+
     /// One error of many: teardown runs every step and returns every failure.
     pub fn join(errors: Vec<Error>) -> Result<()> {
         let mut errors = errors.into_iter();
-        let Some(mut first) = errors.next() else { return Ok(()) };
-        for error in errors {
-            first.text = format!("{}; {}", first.text, error.text);
+        match errors.next() {
+            Some(first) => Err(Error::all(first, errors)),
+            None => Ok(()),
         }
-        Err(first)
     }
 }
 

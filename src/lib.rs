@@ -5,8 +5,26 @@
 //! A module imports downwards only. ARCHITECTURE.md has the invariants and what guards each.
 #![deny(unsafe_code)]
 
+pub mod api;
+pub mod bundle;
 pub mod cgroup;
+pub mod child;
+pub mod cleanup;
+pub mod console;
+pub mod container;
 pub mod error;
 pub mod events;
+pub mod fifo;
+pub mod holder;
+pub mod launch;
+pub mod namespaces;
 pub mod plan;
+pub mod process;
+pub mod reaper;
+pub mod relay;
+pub mod sandbox;
+pub mod service;
 pub mod shim;
+pub mod socket;
+pub mod stdio;
+pub mod sys;

@@ -4,14 +4,34 @@
 //! Methods that are not `async` answer from memory and never wait. An `async` method that changes
 //! something must be run to its end even if its client went away (the service spawns it).
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::SystemTime;
+mod create;
+mod exit;
+mod live;
+mod pod;
 
-use crate::error::{Error, Result};
-use crate::events::Exit;
-use crate::plan::RootfsMount;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::api::{Pid, Status, Target};
+use crate::bundle;
+use crate::cgroup::{Layout, Stats};
+use crate::container::Container;
+use crate::error::{Error, Kind, Result};
+use crate::events::{Exit, Queue};
+use crate::reaper::{Reaper, ended};
+use crate::sandbox::Sandbox;
+use crate::sys;
+
+/// How long a server waits for its first sandbox or container, and a sandbox for its start:
+/// containerd may die between the two, or never get through, and nobody else would end us.
+const IDLE_LIMIT: Duration = Duration::from_secs(600);
+/// How long the last events may take to reach containerd.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// The shim's own settings, from its command line and environment.
 #[derive(Clone, Debug, Default)]
@@ -26,173 +46,46 @@ pub struct Settings {
     pub ttrpc_address: String,
     /// Our own socket; removed at the end.
     pub socket: PathBuf,
-}
-
-/// `NamespaceMode` of CRI.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum NamespaceMode {
-    /// One for the pod.
-    #[default]
-    Pod,
-    /// One per container.
-    Container,
-    /// The host's.
-    Node,
-    /// Another container's.
-    Target,
-}
-
-/// What CRI's `PodSandboxConfig` says that a sandbox needs; `Default` for a client without one.
-#[derive(Clone, Debug, Default)]
-pub struct PodConfig {
-    /// Empty: the host's name.
-    pub hostname: String,
-    /// None: a copy of the host's resolv.conf.
-    pub dns: Option<Dns>,
-    /// Pod annotations and labels, for status and the spec that NRI sees.
-    pub annotations: BTreeMap<String, String>,
-    pub labels: BTreeMap<String, String>,
-    /// `metadata` of the pod: name, uid, namespace, attempt.
-    pub name: String,
-    pub uid: String,
-    pub namespace: String,
-    pub attempt: u32,
-    /// Given by the kubelet; empty with other clients.
-    pub cgroup_parent: String,
-    pub sysctls: BTreeMap<String, String>,
-    pub network: NamespaceMode,
-    pub pid: NamespaceMode,
-    pub ipc: NamespaceMode,
-    /// `userns_options.mode` is POD.
-    pub user_namespace: bool,
-    pub privileged: bool,
-    pub log_directory: String,
-}
-
-/// `DNSConfig` of CRI.
-#[derive(Clone, Debug, Default)]
-pub struct Dns {
-    pub servers: Vec<String>,
-    pub searches: Vec<String>,
-    pub options: Vec<String>,
-}
-
-/// `CreateSandboxRequest`.
-#[derive(Clone, Debug, Default)]
-pub struct CreateSandbox {
-    pub id: String,
-    pub bundle: PathBuf,
-    /// Empty: the host's network namespace.
-    pub netns_path: String,
-    pub config: PodConfig,
-}
-
-/// `StartSandboxResponse`.
-#[derive(Clone, Debug)]
-pub struct StartedSandbox {
-    pub pid: u32,
-    pub created_at: SystemTime,
-    /// An OCI spec as JSON, for NRI: the pod's namespaces and annotations.
-    pub spec: String,
-}
-
-/// `SandboxStatusResponse`.
-#[derive(Clone, Debug)]
-pub struct SandboxStatus {
-    pub id: String,
-    pub pid: u32,
-    pub ready: bool,
-    pub created_at: SystemTime,
-    pub exited_at: Option<SystemTime>,
-    /// JSON, only when asked for.
-    pub info: Option<String>,
-}
-
-/// `CreateTaskRequest`.
-#[derive(Clone, Debug, Default)]
-pub struct CreateContainer {
-    pub id: String,
-    pub bundle: PathBuf,
-    pub rootfs: Vec<RootfsMount>,
-    pub stdio: StdioPaths,
-    /// Not empty: a restore, which we refuse by name.
-    pub checkpoint: String,
-    pub options: Options,
-}
-
-/// The stdio fields of a request, as they came: State gives them back.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct StdioPaths {
-    pub stdin: String,
-    pub stdout: String,
-    pub stderr: String,
-    pub terminal: bool,
-}
-
-/// `containerd.runc.v1.Options`: the fields that mean something here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    pub no_pivot_root: bool,
-    pub no_new_keyring: bool,
-    pub systemd_cgroup: bool,
-    pub io_uid: u32,
-    pub io_gid: u32,
-}
-
-/// `containerd.v1.types.Status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    Created,
-    Running,
-    Stopped,
-    Paused,
-    Pausing,
-}
-
-/// `StateResponse`.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// The container's id, or the exec's.
-    pub id: String,
-    pub bundle: PathBuf,
-    pub pid: u32,
-    pub state: State,
-    pub stdio: StdioPaths,
-    pub exit: Option<Exit>,
-}
-
-/// A process of a container: Pids. `exec_id` for the first process of an exec.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pid {
-    pub pid: u32,
-    pub exec_id: Option<String>,
-}
-
-/// What Delete gives back.
-#[derive(Clone, Copy, Debug)]
-pub struct Deleted {
-    pub pid: u32,
-    pub exit: Exit,
+    /// See [`IDLE_LIMIT`]; `None`: that.
+    pub idle_limit: Option<Duration>,
 }
 
 /// The server's whole state. See the module text.
 #[derive(Debug)]
 pub struct Shim {
     settings: Settings,
+    /// What containerd shall hear of.
+    pub queue: Arc<Queue>,
+    reaper: Arc<Reaper>,
+    state: Mutex<State>,
+    /// A process or a sandbox changed its state.
+    changed: Notify,
+    ending: Notify,
+    layout: OnceLock<Layout>,
+    host: OnceLock<create::Host>,
 }
 
-/// The process a request names: a container's init (no exec id) or an exec.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    pub container: String,
-    /// None: the init.
-    pub exec: Option<String>,
+#[derive(Debug, Default)]
+struct State {
+    sandbox: Option<Sandbox>,
+    containers: BTreeMap<String, Container>,
+    /// Ids that Create is at work on, with their child once there is one.
+    creating: BTreeMap<String, Option<Arc<OwnedFd>>>,
 }
 
 impl Shim {
     /// An empty shim.
     pub fn new(settings: Settings) -> Arc<Shim> {
-        Arc::new(Shim { settings })
+        Arc::new(Shim {
+            settings,
+            queue: Arc::default(),
+            reaper: Arc::default(),
+            state: Mutex::default(),
+            changed: Notify::new(),
+            ending: Notify::new(),
+            layout: OnceLock::new(),
+            host: OnceLock::new(),
+        })
     }
 
     /// The settings it was started with.
@@ -200,91 +93,205 @@ impl Shim {
         &self.settings
     }
 
-    pub async fn create_sandbox(self: Arc<Self>, _request: CreateSandbox) -> Result<()> {
-        Err(Error::unimplemented("CreateSandbox"))
-    }
-    pub async fn start_sandbox(self: Arc<Self>, _id: String) -> Result<StartedSandbox> {
-        Err(Error::unimplemented("StartSandbox"))
-    }
-    pub async fn stop_sandbox(self: Arc<Self>, _id: String) -> Result<()> {
-        Err(Error::unimplemented("StopSandbox"))
-    }
-    /// Never fails; the process ends once its connections are closed.
-    pub async fn shutdown_sandbox(self: Arc<Self>, _id: String) {}
-    /// Not detached: cancelled when its client goes.
-    pub async fn wait_sandbox(&self, _id: &str) -> Result<Exit> {
-        Err(Error::unimplemented("WaitSandbox"))
-    }
-    pub fn sandbox_status(&self, _id: &str, _verbose: bool) -> Result<SandboxStatus> {
-        Err(Error::unimplemented("SandboxStatus"))
-    }
-    pub fn ping_sandbox(&self, _id: &str) -> Result<()> {
-        Err(Error::unimplemented("PingSandbox"))
-    }
-    /// Of the pod's cgroup.
-    pub fn sandbox_metrics(&self, _id: &str) -> Result<crate::cgroup::Stats> {
-        Err(Error::unimplemented("SandboxMetrics"))
+    /// Who buries its children.
+    pub fn reaper(&self) -> &Arc<Reaper> {
+        &self.reaper
     }
 
-    /// The pid of the parked init.
-    pub async fn create(self: Arc<Self>, _request: CreateContainer) -> Result<u32> {
-        Err(Error::unimplemented("Create"))
+    /// Never held across an await (clippy sees to it), so never waited for.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    pub async fn start(self: Arc<Self>, _target: Target) -> Result<u32> {
-        Err(Error::unimplemented("Start"))
+
+    fn layout(&self) -> Result<&Layout> {
+        match self.layout.get() {
+            Some(layout) => Ok(layout),
+            None => {
+                let layout = Layout::probe()?;
+                Ok(self.layout.get_or_init(|| layout))
+            }
+        }
     }
-    pub async fn delete(self: Arc<Self>, _target: Target) -> Result<Deleted> {
-        Err(Error::unimplemented("Delete"))
+
+    /// Runs `work` in the host's network namespace, whichever this process is in.
+    pub fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
+        let state = self.lock();
+        match state.sandbox.as_ref().and_then(Sandbox::ready) {
+            Some(ready) => ready.outside(work),
+            None => work(),
+        }
     }
-    /// `process` is OCI's Process as JSON.
-    pub fn exec(&self, _target: Target, _process: &[u8], _stdio: StdioPaths) -> Result<()> {
-        Err(Error::unimplemented("Exec"))
+
+    /// What State says of a process.
+    pub fn state(&self, target: &Target) -> Result<Status> {
+        let state = self.lock();
+        let container = state.container(&target.container)?;
+        let process = container.process(target.exec.as_deref())?;
+        Ok(Status {
+            id: target.exec.as_ref().unwrap_or(&target.container).clone(),
+            bundle: container.bundle.clone(),
+            pid: process.pid,
+            state: container.frozen_or(process.state()),
+            stdio: process.stdio_paths.clone(),
+            exit: process.exited(),
+        })
     }
-    pub fn state(&self, _target: &Target) -> Result<Status> {
-        Err(Error::unimplemented("State"))
+
+    /// Waits for the end of a process. Cancelled with its client.
+    pub async fn wait(&self, target: &Target) -> Result<Exit> {
+        let mut watch = {
+            let state = self.lock();
+            state.container(&target.container)?.process(target.exec.as_deref())?.watch()
+        };
+        Ok(ended(&mut watch).await)
     }
-    pub async fn wait(&self, _target: &Target) -> Result<Exit> {
-        Err(Error::unimplemented("Wait"))
+
+    /// Signals a process, or with `all` every process of the container.
+    pub fn kill(&self, target: &Target, signal: u32, all: bool) -> Result<()> {
+        let signal = i32::try_from(signal).ok().filter(|s| (0..=64).contains(s));
+        let signal = signal.ok_or_else(|| Error::invalid(format!("signal {signal:?} is none of 0 to 64")))?;
+        let state = self.lock();
+        if let (Some(Some(pidfd)), None) = (state.creating.get(&target.container), &target.exec) {
+            return send(pidfd, signal);
+        }
+        let container = state.container(&target.container)?;
+        let pidfd = container.process(target.exec.as_deref())?.pidfd()?;
+        if all && target.exec.is_none() {
+            return container.kill_all(signal);
+        }
+        send(&pidfd, signal)?;
+        // A frozen process dies only when it is thawed.
+        if signal == libc::SIGKILL { container.thaw_to_die() } else { Ok(()) }
     }
-    pub fn kill(&self, _target: &Target, _signal: u32, _all: bool) -> Result<()> {
-        Err(Error::unimplemented("Kill"))
+
+    /// The processes of a container; of a sandbox, the one that stands for it.
+    pub fn pids(&self, id: &str) -> Result<Vec<Pid>> {
+        let state = self.lock();
+        if let Some(sandbox) = state.sandbox.as_ref().filter(|sandbox| sandbox.id == id) {
+            return Ok(vec![Pid { pid: sandbox.status(false).pid, exec_id: None }]);
+        }
+        let container = state.container(id)?;
+        let mut pids = container.cgroup.pids().unwrap_or_default();
+        // Never empty and never an error while the init lives: containerd would remove the
+        // container at its next start.
+        if container.init.is_alive() && !pids.contains(&container.init.pid) {
+            pids.push(container.init.pid);
+        }
+        let exec_of = |pid: u32| container.execs.iter().find(|(_, exec)| exec.pid == pid && exec.is_alive());
+        Ok(pids.into_iter().map(|pid| Pid { pid, exec_id: exec_of(pid).map(|(id, _)| id.clone()) }).collect())
     }
-    pub fn pids(&self, _container: &str) -> Result<Vec<Pid>> {
-        Err(Error::unimplemented("Pids"))
+
+    /// A container's numbers, until it is deleted.
+    pub fn stats(&self, id: &str) -> Result<Stats> {
+        self.lock().container(id)?.cgroup.stats()
     }
-    pub async fn pause(self: Arc<Self>, _container: String) -> Result<()> {
-        Err(Error::unimplemented("Pause"))
+
+    /// Sets a terminal's size; without one there is nothing to do.
+    pub fn resize_pty(&self, target: &Target, width: u32, height: u32) -> Result<()> {
+        let cells = |n: u32| u16::try_from(n).map_err(|_| Error::invalid(format!("{n} columns or rows: at most 65535")));
+        let (width, height) = (cells(width)?, cells(height)?);
+        let state = self.lock();
+        match &state.container(&target.container)?.process(target.exec.as_deref())?.stdio {
+            Some(stdio) => stdio.resize(width, height),
+            None => Ok(()),
+        }
     }
-    pub async fn resume(self: Arc<Self>, _container: String) -> Result<()> {
-        Err(Error::unimplemented("Resume"))
+
+    /// Closes a process' stdin.
+    pub fn close_stdin(&self, target: &Target) -> Result<()> {
+        let mut state = self.lock();
+        let process = state.container_mut(&target.container)?.process_mut(target.exec.as_deref())?;
+        if let Some(stdio) = &mut process.stdio {
+            stdio.close_stdin();
+        }
+        Ok(())
     }
-    /// `resources` is OCI's LinuxResources as JSON.
-    pub async fn update(self: Arc<Self>, _container: String, _resources: Vec<u8>) -> Result<()> {
-        Err(Error::unimplemented("Update"))
+
+    /// (Our pid, the init's or 0). Never fails: containerd removes the pod if it does.
+    pub fn connect(&self, id: &str) -> (u32, u32) {
+        let state = self.lock();
+        let pid = match (&state.sandbox, state.containers.get(id)) {
+            (_, Some(container)) => container.init.pid,
+            (Some(sandbox), None) if sandbox.id == id => sandbox.status(false).pid,
+            _ => 0,
+        };
+        (std::process::id(), pid)
     }
-    pub fn stats(&self, _container: &str) -> Result<crate::cgroup::Stats> {
-        Err(Error::unimplemented("Stats"))
+
+    /// Ends the process, if nothing lives in it. containerd asks at every Delete.
+    pub fn shutdown(&self) -> bool {
+        let idle = self.lock().is_idle();
+        if idle {
+            self.ending.notify_one();
+        }
+        idle
     }
-    pub fn resize_pty(&self, _target: &Target, _width: u32, _height: u32) -> Result<()> {
-        Err(Error::unimplemented("ResizePty"))
-    }
-    pub fn close_stdin(&self, _target: &Target) -> Result<()> {
-        Err(Error::unimplemented("CloseIO"))
-    }
-    /// (shim pid, init's pid or 0); never fails.
-    pub fn connect(&self, _container: &str) -> (u32, u32) {
-        (std::process::id(), 0)
-    }
-    /// Ends the process once it has answered, if nothing lives in it. True: it will end.
-    pub fn shutdown(&self, _id: &str) -> bool {
-        false
-    }
+
     /// Resolves when the serving process shall end.
     pub async fn ended(&self) {
-        std::future::pending::<()>().await
+        let idle = async {
+            let limit = self.settings.idle_limit.unwrap_or(IDLE_LIMIT);
+            loop {
+                tokio::time::sleep(limit).await;
+                if self.lock().is_waiting() {
+                    log::warn!("nothing came in {limit:?}: ending");
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.ending.notified() => {}
+            () = idle => {}
+        }
+        self.give_up_waiting().await;
+        if !self.queue.flush(FLUSH_LIMIT).await {
+            log::warn!("the last events did not reach containerd");
+        }
     }
-    /// The next event for containerd, in order; the service forwards it and then calls `forwarded`.
-    pub async fn next_event(&self) -> (SystemTime, crate::events::Event) {
-        std::future::pending().await
+}
+
+impl State {
+    fn container(&self, id: &str) -> Result<&Container> {
+        self.containers.get(id).ok_or_else(|| no_container(id))
     }
+
+    fn container_mut(&mut self, id: &str) -> Result<&mut Container> {
+        self.containers.get_mut(id).ok_or_else(|| no_container(id))
+    }
+
+    /// Nothing that a Shutdown could destroy.
+    fn is_idle(&self) -> bool {
+        let lives = self.sandbox.as_ref().is_some_and(|sandbox| !sandbox.is_stopped());
+        !lives && self.containers.is_empty() && self.creating.is_empty()
+    }
+
+    /// Nothing was ever started here.
+    fn is_waiting(&self) -> bool {
+        let waits = self.sandbox.as_ref().is_none_or(Sandbox::is_waiting);
+        waits && self.containers.is_empty() && self.creating.is_empty()
+    }
+}
+
+fn no_container(id: &str) -> Error {
+    let shown: String = id.chars().take(80).collect();
+    Error::new(Kind::NotFound, format!("no container {shown:?}"))
+}
+
+/// Signals by pidfd; a process that is gone is NotFound, as containerd expects.
+fn send(pidfd: &Arc<OwnedFd>, signal: i32) -> Result<()> {
+    sys::fd::pidfd_signal(pidfd, signal).map_err(|errno| {
+        let error = Error::sys(format!("pidfd_send_signal({signal})"), errno);
+        if errno == nix::errno::Errno::ESRCH { error.with_kind(Kind::NotFound) } else { error }
+    })
+}
+
+/// Where the bundle of this server is; records of its containers are linked from there.
+fn home(shim: &Shim) -> &std::path::Path {
+    &shim.settings.bundle
+}
+
+/// An id as a container's or an exec's.
+fn check_ids(target: &Target) -> Result<()> {
+    bundle::check_id(&target.container)?;
+    target.exec.as_deref().map_or(Ok(()), bundle::check_id)
 }

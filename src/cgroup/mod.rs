@@ -1,5 +1,367 @@
 //! A container's cgroup on the host.
+//!
+//! The serving process has one thread, so nothing here may block: an empty new cgroup is made and
+//! written at once; of a live one only files that never block are written (`cgroup.freeze`,
+//! `freezer.state`, `pids.max`, `cpu.*`). Other writes and `rmdir` come back as ops for a child.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+
+use crate::error::{Doing, Error, Kind, Result};
+use crate::plan::cgroup::{Limits, Live, Write, limits};
+use crate::plan::{CgroupDir, Cgroups, Op};
+use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
+
+mod create;
+mod dir;
+pub mod layout;
 pub mod stats;
+mod v1;
+mod v2;
 
+#[cfg(test)]
+mod tests;
+
+use dir::Dir;
+pub use layout::Layout;
 pub use stats::Stats;
+
+/// A container's cgroup. Dropping it leaves the cgroup as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    cgroups: Cgroups,
+}
+
+/// A change to a live cgroup.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Update {
+    /// For [`Cgroup::apply`]: these never block.
+    pub direct: Vec<Write>,
+    /// For a child; empty: no child is needed.
+    pub ops: Vec<Op>,
+}
+
+/// The numbers of a cgroup that may not be a container's: a pod's.
+pub fn stats_of(cgroups: &Cgroups) -> Result<Stats> {
+    if cgroups.unified { v2::stats(cgroups) } else { v1::stats(cgroups) }
+}
+
+impl Cgroup {
+    /// Makes the cgroup with its limits. What exists already must be empty; what was made is
+    /// removed if anything fails.
+    pub fn create(cgroups: &Cgroups, limits: &Limits) -> Result<Cgroup> {
+        create::create(cgroups, limits)
+    }
+
+    /// One that was made before, by this process or another.
+    pub fn from_record(cgroups: Cgroups) -> Cgroup {
+        Cgroup { cgroups }
+    }
+
+    /// Where it is.
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
+    /// The `cgroup.procs` of each hierarchy, for [`crate::plan::Input::CgroupProcs`].
+    pub fn procs(&self) -> Result<Vec<OwnedFd>> {
+        let open = |at: &CgroupDir| {
+            let file = opened(at)?.file("cgroup.procs", OFlag::O_WRONLY);
+            file.doing(|| format!("open({:?}, O_WRONLY)", at.path.join("cgroup.procs")))
+        };
+        self.cgroups.dirs.iter().map(open).collect()
+    }
+
+    /// The directory, for `CLONE_INTO_CGROUP`: on v2 only.
+    pub fn dir_fd(&self) -> Result<OwnedFd> {
+        match self.cgroups.dirs.as_slice() {
+            [at] if self.cgroups.unified => Ok(opened(at)?.into_fd()),
+            _ => Err(Error::unimplemented("a cgroup v1 for clone3")),
+        }
+    }
+
+    /// The hierarchy whose word counts for who is in the cgroup. A container with systemd in it
+    /// moves its processes about in `name=systemd`, but not in the others.
+    fn main(&self) -> Result<&CgroupDir> {
+        let with = |name| self.dir_of(name);
+        let main = ["freezer", "devices", "pids", "memory"].into_iter().find_map(with);
+        main.or(self.cgroups.dirs.first())
+            .ok_or_else(|| Error::new(Kind::FailedPrecondition, "the container has no cgroup"))
+    }
+
+    /// On v2 all controllers share the one directory.
+    fn dir_of(&self, controller: &str) -> Option<&CgroupDir> {
+        let has = |at: &&CgroupDir| at.controllers.iter().any(|name| name == controller);
+        self.cgroups.dirs.iter().find(|at| self.cgroups.unified || has(at))
+    }
+
+    /// Every process in it and below it; none if it is gone.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        pids(self.main()?)
+    }
+
+    /// Whether no process is left.
+    pub fn empty(&self) -> Result<bool> {
+        if self.cgroups.unified {
+            let Some(dir) = Dir::open(self.main()?)? else { return Ok(true) };
+            return Ok(dir.table("cgroup.events")?.get("populated") != Some(&1));
+        }
+        Ok(self.pids()?.is_empty())
+    }
+
+    /// Starts to freeze every process in it; [`Cgroup::frozen`] says when they are. On v1 a caller
+    /// who waits writes it again now and then: a process that forks at the moment slips through.
+    pub fn freeze(&self) -> Result<()> {
+        self.set_frozen(true)
+    }
+
+    /// Thaws it.
+    pub fn thaw(&self) -> Result<()> {
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, on: bool) -> Result<()> {
+        let (file, value) = match (self.cgroups.unified, on) {
+            (true, true) => ("cgroup.freeze", "1"),
+            (true, false) => ("cgroup.freeze", "0"),
+            (false, true) => ("freezer.state", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED"),
+        };
+        let at = self.freezer()?;
+        let done = opened(at)?.write(file, value);
+        done.doing(|| format!("write {value:?} to {:?}", at.path.join(file)))
+    }
+
+    fn freezer(&self) -> Result<&CgroupDir> {
+        self.dir_of("freezer").ok_or_else(|| Error::unimplemented("a host without freezer cgroup"))
+    }
+
+    /// Whether every process in it stands still.
+    pub fn frozen(&self) -> Result<bool> {
+        frozen(&opened(self.freezer()?)?, self.cgroups.unified)
+    }
+
+    /// Sends SIGKILL to every process in it, frozen or not. Where the kernel has no `cgroup.kill`
+    /// (v1, v2 before 5.14) a fork may slip through: the caller repeats it until it is empty.
+    pub fn kill_all(&self) -> Result<()> {
+        let main = self.main()?;
+        let Some(dir) = Dir::open(main)? else { return Ok(()) };
+        if self.cgroups.unified {
+            match dir.write("cgroup.kill", "1") {
+                // Absent before 5.14; refused in a threaded cgroup.
+                Err(Errno::ENOENT | Errno::EOPNOTSUPP) => {}
+                Err(Errno::ENODEV) => return Ok(()),
+                done => {
+                    return done.doing(|| format!("write {:?}", main.path.join("cgroup.kill")));
+                }
+            }
+        }
+        // A process that is about to freeze cannot fork. Frozen ones die when they are thawed.
+        let freezer = self.dir_of("freezer").is_some();
+        let stopped = if freezer { self.freeze() } else { Ok(()) };
+        let killed = kill_each(main);
+        let thawed = if freezer { self.thaw() } else { Ok(()) };
+        let gone = |e: &Error| e.kind() == Kind::NotFound || e.errno() == Some(Errno::ENODEV);
+        let errors = [stopped, killed, thawed].into_iter().filter_map(Result::err);
+        Error::join(errors.filter(|error| !gone(error)).collect())
+    }
+
+    /// What an update takes. The devices stay as they are.
+    pub fn update(&self, resources: &LinuxResources) -> Result<Update> {
+        let memory = self.dir_of("memory").map(Dir::open).transpose()?.flatten();
+        if let (Some(dir), Some(wanted)) = (&memory, resources.memory()) {
+            check_usage(dir, wanted)?;
+        }
+        let limit = memory.as_ref().map(|dir| dir.number("memory.limit_in_bytes"));
+        let live = Live { memory_limit: limit.transpose()?.flatten().unwrap_or(u64::MAX) };
+        let limits = limits(resources, self.cgroups.unified, Some(live))?;
+        let mut update = Update::default();
+        for write in limits.writes {
+            if write.file == "pids.max" || write.controller() == "cpu" {
+                update.direct.push(write);
+            } else if let Some(file) = self.target(&write)? {
+                update.ops.push(Op::WriteFile {
+                    path: c_string(file.as_os_str().as_bytes())?,
+                    data: c_string(write.value.as_bytes())?,
+                });
+            }
+        }
+        if !update.ops.is_empty() {
+            update.ops.push(Op::Exit);
+        }
+        Ok(update)
+    }
+
+    /// Does the writes that need no child.
+    pub fn apply(&self, writes: &[Write]) -> Result<()> {
+        let mut open: BTreeMap<&Path, Dir> = BTreeMap::new();
+        for write in writes {
+            let Some(at) = self.dir_of(write.controller()) else {
+                absent(write)?;
+                continue;
+            };
+            let dir = match open.entry(&at.path) {
+                Entry::Occupied(dir) => dir.into_mut(),
+                Entry::Vacant(none) => none.insert(opened(at)?),
+            };
+            if write.unless.is_some_and(|other| dir.has(other)) {
+                continue;
+            }
+            match dir.write(&write.file, &write.value) {
+                Ok(()) => {}
+                Err(Errno::ENOENT) => absent(write)?,
+                Err(errno) if write.tolerate.contains(&errno) => {}
+                Err(errno) => {
+                    let (value, file) = (&write.value, at.path.join(&write.file));
+                    return Err(Error::sys(format_args!("write {value:?} to {file:?}"), errno));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The file that a write goes to. None: it is not needed here.
+    fn target(&self, write: &Write) -> Result<Option<PathBuf>> {
+        if let Some(at) = self.dir_of(write.controller()) {
+            let dir = opened(at)?;
+            if write.unless.is_some_and(|other| dir.has(other)) {
+                return Ok(None);
+            }
+            if dir.has(&write.file) {
+                return Ok(Some(at.path.join(&write.file)));
+            }
+        }
+        absent(write).map(|()| None)
+    }
+
+    /// Removes it in every hierarchy, with what is below it. Parents stay, whoever made them.
+    pub fn remove(&self) -> Result<Vec<Op>> {
+        let mut ops = Vec::new();
+        for at in &self.cgroups.dirs {
+            let Some(dir) = Dir::open(at)? else { continue };
+            for below in dir.tree()?.iter().rev() {
+                let path = if below.as_os_str().is_empty() {
+                    at.path.clone()
+                } else {
+                    at.path.join(below)
+                };
+                ops.push(Op::Rmdir { path: c_string(path.as_os_str().as_bytes())? });
+            }
+        }
+        if !ops.is_empty() {
+            ops.push(Op::Exit);
+        }
+        Ok(ops)
+    }
+
+    /// How many of its processes the kernel has killed for want of memory. `oom` counts less:
+    /// it says that a limit was met, not that anyone died.
+    pub fn oom_kills(&self) -> Option<u64> {
+        let file = if self.cgroups.unified { "memory.events" } else { "memory.oom_control" };
+        let dir = Dir::open(self.dir_of("memory")?).ok()??;
+        dir.table(file).ok()?.get("oom_kill").copied()
+    }
+
+    /// Its numbers.
+    pub fn stats(&self) -> Result<Stats> {
+        stats_of(&self.cgroups)
+    }
+}
+
+/// A cgroup that must be there.
+fn opened(at: &CgroupDir) -> Result<Dir> {
+    Dir::open(at)?.ok_or_else(|| {
+        Error::sys(format_args!("open cgroup {:?}", at.path), Errno::ENOENT)
+            .with_kind(Kind::NotFound)
+    })
+}
+
+/// What it means that a write's file is not there.
+fn absent(write: &Write) -> Result<()> {
+    if write.tolerate.contains(&Errno::ENOENT) {
+        return Ok(());
+    }
+    let controller = write.controller();
+    Err(Error::sys(&write.file, Errno::ENOENT)
+        .doing(format_args!("the host has no {controller:?} cgroup controller, or an older one")))
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Error::invalid("a cgroup's path or value has a zero byte"))
+}
+
+fn frozen(dir: &Dir, unified: bool) -> Result<bool> {
+    if unified {
+        return Ok(dir.table("cgroup.events")?.get("frozen") == Some(&1));
+    }
+    // FREEZING: not yet. Reading it is what makes the kernel look again.
+    Ok(dir.read("freezer.state")?.is_some_and(|state| state.trim() == "FROZEN"))
+}
+
+/// Every process of a cgroup and those below it.
+fn pids(at: &CgroupDir) -> Result<Vec<u32>> {
+    let Some(top) = Dir::open(at)? else { return Ok(Vec::new()) };
+    let mut pids = BTreeSet::new();
+    for below in top.tree()? {
+        let Some(dir) = top.descend(&below)? else { continue };
+        let text = match dir.read("cgroup.procs")? {
+            // A threaded cgroup: its processes show in the domain above, if that is ours.
+            None if below == Path::new("") => dir.read("cgroup.threads")?,
+            text => text,
+        };
+        pids.extend(
+            text.iter().flat_map(|text| text.lines()).filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+    }
+    // 0: a process of another PID namespace.
+    pids.remove(&0);
+    Ok(pids.into_iter().collect())
+}
+
+/// SIGKILL to each process by pidfd. A number may have been reused before it was opened, so what is
+/// killed is what is still in the cgroup after that.
+fn kill_each(at: &CgroupDir) -> Result<()> {
+    let mut open = Vec::new();
+    for pid in pids(at)? {
+        match pidfd_open(pid) {
+            Ok(pidfd) => open.push((pid, pidfd)),
+            // Gone, or a thread of a threaded cgroup, whose process has another line.
+            Err(Errno::ESRCH | Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(Error::sys(format_args!("pidfd_open({pid})"), errno)),
+        }
+    }
+    let still: BTreeSet<u32> = pids(at)?.into_iter().collect();
+    let mut errors = Vec::new();
+    for (pid, pidfd) in open.into_iter().filter(|(pid, _)| still.contains(pid)) {
+        match pidfd_send_signal(&pidfd, libc::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(e) => errors.push(Error::sys(format_args!("pidfd_send_signal({pid}, SIGKILL)"), e)),
+        }
+    }
+    Error::join(errors)
+}
+
+/// `checkBeforeUpdate`: rather refuse a limit than let the kernel kill for it.
+fn check_usage(dir: &Dir, wanted: &LinuxMemory) -> Result<()> {
+    if wanted.check_before_update() != Some(true) {
+        return Ok(());
+    }
+    let Some(usage) = dir.number("memory.current")? else { return Ok(()) };
+    for (name, limit) in [("limit", wanted.limit()), ("swap", wanted.swap())] {
+        if let Some(limit) = limit.filter(|limit| *limit > 0 && *limit as u64 <= usage) {
+            return Err(Error::new(
+                Kind::FailedPrecondition,
+                format!("memory {name} {limit} is not above the usage {usage}"),
+            ));
+        }
+    }
+    Ok(())
+}

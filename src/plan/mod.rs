@@ -7,9 +7,30 @@ use std::ffi::CString;
 use std::fmt;
 use std::path::PathBuf;
 
-pub mod op;
+use libc::{
+    CLONE_NEWNS, CLONE_NEWPID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE,
+};
+use oci_spec::runtime::{Linux, Process, Spec};
 
+use crate::error::{Error, Result};
+
+pub mod cgroup;
+mod cgroups;
+pub mod device_filter;
+mod devices;
+mod mounts;
+mod namespaces;
+pub mod op;
+mod options;
+mod paths;
+mod process;
+mod rootfs;
+pub mod spec;
+
+pub use namespaces::sysctl_file;
 pub use op::{Attr, Missing, Op, Param, Slot, Target};
+pub use paths::cpath;
 
 /// A descriptor that the parent opens before clone and puts in a slot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,9 +128,10 @@ pub struct Plan {
     pub pid_namespace: Option<Input>,
     /// The steps, in order.
     pub ops: Vec<Op>,
-    /// `argv` of the program that `Exec` runs.
+    /// `argv` of the program that `Exec` or `ExecFd` runs.
     pub args: Vec<CString>,
-    /// Its environment.
+    /// Its environment. With [`Op::Home`] the last entry is `HOME=`, in whose place the child puts
+    /// what it finds.
     pub env: Vec<CString>,
     /// Where each of the parent's descriptors goes.
     pub inputs: Vec<(Input, Slot)>,
@@ -133,6 +155,201 @@ impl Plan {
         let slot = self.slot();
         self.inputs.push((input, slot));
         slot
+    }
+}
+
+/// The init of a container.
+pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
+    let Some(linux) = spec.linux() else { return Err(Error::invalid("linux is missing")) };
+    let Some(process) = spec.process() else { return Err(Error::invalid("process is missing")) };
+    supported(spec, linux)?;
+    process::supported(process)?;
+    let flow = rootfs_propagation(linux)?;
+
+    let mut plan = Plan::default();
+    plan.input(Input::Report);
+    let namespaces = namespaces::resolve(&mut plan, linux, facts)?;
+    let mut entries = mounts::resolve(spec, facts, namespaces.new)?;
+
+    process::join_cgroups(&mut plan, facts);
+    if namespaces.unshare != 0 {
+        plan.ops.push(Op::Unshare { flags: namespaces.unshare });
+    }
+    process::early(&mut plan, process, facts)?;
+    // Opened while the mounts of this new namespace are still peers of the host's: a slave's clone
+    // could never carry a mount back to the host, as `rshared` wants.
+    mounts::open(&mut plan, &mut entries)?;
+    let rootfs = rootfs::open(&mut plan, spec, facts)?;
+    plan.ops.push(Op::Propagate { flags: MS_REC | MS_SLAVE });
+    plan.ops.extend(namespaces.joins);
+
+    let root = rootfs::attach(&mut plan, rootfs)?;
+    let late = mounts::attach(&mut plan, &entries, root)?;
+    if !mounts::binds(&entries, "/dev") {
+        devices::make(&mut plan, linux, root)?;
+    }
+    let mut pty = None;
+    if facts.terminal {
+        let opened = process::pty(&mut plan, process, root)?;
+        plan.ops.push(Op::AttachConsole { pty: opened, root });
+        pty = Some(opened);
+    }
+    process::make_cwd(&mut plan, process, root)?;
+    plan.ops.extend(late);
+    if spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false) {
+        let attr = Attr { set: MOUNT_ATTR_RDONLY, ..Attr::default() };
+        plan.ops.push(Op::SetAttr { mount: root, attr });
+    }
+    namespaces::sysctls(&mut plan, linux, namespaces.own)?;
+    paths::restrict(&mut plan, linux, root)?;
+    namespaces::names(&mut plan, spec, namespaces.own)?;
+    plan.ops.push(Op::Pivot { root });
+    if let Some(flags) = flow {
+        plan.ops.push(Op::Propagate { flags });
+    }
+    process::run(&mut plan, process, pty, facts)?;
+    // A child reports a step by its number in 16 bits.
+    if plan.ops.len() > usize::from(u16::MAX) {
+        return Err(Error::invalid(format!("the spec asks for {} steps", plan.ops.len())));
+    }
+    Ok(plan)
+}
+
+/// Another process in a container. `namespaces`: the `CLONE_NEW*` of those that its init has and
+/// the shim has not.
+pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
+    process::supported(process)?;
+    let mut plan = Plan::default();
+    plan.input(Input::Report);
+    process::join_cgroups(&mut plan, facts);
+    process::early(&mut plan, process, facts)?;
+    // A process enters a PID namespace by its birth only.
+    plan.pid_namespace = (namespaces & CLONE_NEWPID != 0).then_some(Input::Init);
+    let flags = namespaces & !CLONE_NEWPID;
+    if flags != 0 {
+        let ns = plan.input(Input::Init);
+        plan.ops.push(Op::Setns { ns, flags });
+    }
+    let mut pty = None;
+    if facts.terminal {
+        let root = plan.slot();
+        plan.ops.push(Op::OpenRootfs { path: c"/".into(), into: root });
+        pty = Some(process::pty(&mut plan, process, root)?);
+    }
+    process::run(&mut plan, process, pty, facts)?;
+    Ok(plan)
+}
+
+/// The first process of a pod whose containers share a PID namespace. It sees nothing, owns nothing
+/// and may do nothing, as containers with `CAP_SYS_PTRACE` can look into it.
+pub fn holder(args: &[&str], facts: &Facts) -> Result<Plan> {
+    const NOBODY: u32 = 65534;
+    let mut plan = Plan { namespaces: CLONE_NEWNS | CLONE_NEWPID, ..Plan::default() };
+    plan.input(Input::Report);
+    let exe = plan.input(Input::Executable);
+    process::join_cgroups(&mut plan, facts);
+    let (mount, root) = (plan.slot(), plan.slot());
+    let path = paths::cpath("the bundle", &facts.bundle)?;
+    let params = ["source=holder", "mode=555", "nr_blocks=1", "nr_inodes=1"];
+    plan.ops.extend([
+        Op::NewMount {
+            fstype: c"tmpfs".into(),
+            params: params.iter().map(|p| options::param(p)).collect::<Result<_>>()?,
+            attr: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+            into: mount,
+        },
+        Op::SetAttr { mount, attr: Attr { propagation: MS_PRIVATE, ..Attr::default() } },
+        Op::Propagate { flags: MS_REC | MS_SLAVE },
+        Op::AttachRootfs { mount, path: path.clone() },
+        Op::OpenRootfs { path, into: root },
+        Op::Pivot { root },
+        Op::ResetSignals,
+        Op::Setsid,
+    ]);
+    process::stdio(&mut plan);
+    plan.ops.extend([
+        Op::BoundingSet { keep: 0 },
+        Op::Groups { gids: Vec::new() },
+        Op::Gid { gid: NOBODY },
+        Op::Uid { uid: NOBODY },
+        Op::Capset { effective: 0, permitted: 0, inheritable: 0 },
+        Op::Ambient { caps: 0 },
+        Op::NoNewPrivs,
+        Op::CloseFds,
+        Op::Ready,
+        Op::ExecFd { exe },
+    ]);
+    let text = |arg: &&str| paths::cstring("an argument of the holder", arg);
+    plan.args = args.iter().map(text).collect::<Result<_>>()?;
+    Ok(plan)
+}
+
+/// Removes directories of a cgroup: the kernel may take its time, which the loop has not.
+pub fn remove(dirs: &[PathBuf]) -> Result<Plan> {
+    let path = |dir: &PathBuf| Ok(Op::Rmdir { path: paths::cpath("a cgroup", dir)? });
+    alone(dirs.iter().map(path))
+}
+
+/// Writes files of a cgroup that is in use, which may block as well.
+pub fn write(files: &[(PathBuf, String)]) -> Result<Plan> {
+    let file = |(path, text): &(PathBuf, String)| {
+        let (field, data) = (path.display(), paths::cstring(path.display(), text)?);
+        Ok(Op::WriteFile { path: paths::cpath(field, path)?, data })
+    };
+    alone(files.iter().map(file))
+}
+
+fn alone(ops: impl Iterator<Item = Result<Op>>) -> Result<Plan> {
+    let mut plan = Plan::default();
+    plan.input(Input::Report);
+    plan.ops = ops.collect::<Result<_>>()?;
+    plan.ops.push(Op::Exit);
+    Ok(plan)
+}
+
+/// Refuses by name what is not there, as [`process::supported`] does.
+fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
+    let given = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+    let fields = [
+        ("linux.seccomp", linux.seccomp().is_some()),
+        ("linux.mountLabel", given(linux.mount_label())),
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        ("linux.personality", linux.personality().is_some()),
+        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|all| !all.is_empty())),
+        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|all| !all.is_empty())),
+    ];
+    if let Some((field, _)) = fields.iter().find(|(_, given)| *given) {
+        return Err(Error::unimplemented(field));
+    }
+    let Some(hooks) = spec.hooks() else { return Ok(()) };
+    #[allow(deprecated)] // In the specification all the same, and in use.
+    let prestart = hooks.prestart();
+    for (name, list) in [
+        ("prestart", prestart),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ] {
+        if list.as_ref().is_some_and(|list| !list.is_empty()) {
+            return Err(Error::unimplemented(format!("hooks.{name}")));
+        }
+    }
+    Ok(())
+}
+
+/// `linux.rootfsPropagation`, as flags for the new root. Private and slave are what it is already;
+/// applied once more they would undo the `rshared` of a mount in it.
+fn rootfs_propagation(linux: &Linux) -> Result<Option<u64>> {
+    match linux.rootfs_propagation().as_deref().unwrap_or_default() {
+        "" | "private" | "rprivate" | "slave" | "rslave" => Ok(None),
+        "shared" => Ok(Some(MS_SHARED)),
+        "rshared" => Ok(Some(MS_SHARED | MS_REC)),
+        "unbindable" => Ok(Some(MS_UNBINDABLE)),
+        "runbindable" => Ok(Some(MS_UNBINDABLE | MS_REC)),
+        other => Err(Error::invalid(format!("linux.rootfsPropagation: {other:?} is unknown"))),
     }
 }
 

@@ -108,11 +108,13 @@ pub enum Op {
     OpenRootfs { path: CString, into: Slot },
     /// Attaches an open mount beneath the rootfs. `source` is for the text only.
     Attach { mount: Slot, source: CString, root: Slot, target: Target },
-    /// A new mount, attached beneath the rootfs.
+    /// A new mount, attached beneath the rootfs. A `tmpfs` without a `mode` among its params gets
+    /// that of the directory it covers.
     Mount { fstype: CString, params: Vec<Param>, attr: Attr, root: Slot, target: Target },
     /// Makes a directory and those above it, beneath the rootfs.
     MakeDir { root: Slot, target: Target, mode: u32 },
-    /// `mknodat(2)` beneath the rootfs; what is there must be the same device.
+    /// `mknodat(2)` beneath the rootfs; what is there must be the same device. Here and for
+    /// `Symlink`, what is missing above is made.
     MakeNode { root: Slot, target: Target, mode: u32, major: u32, minor: u32, uid: u32, gid: u32 },
     /// `symlinkat(2)` beneath the rootfs; what is there stays.
     Symlink { root: Slot, target: Target, to: CString },
@@ -160,7 +162,8 @@ pub enum Op {
     Ambient { caps: u64 },
     /// `prctl(PR_SET_NO_NEW_PRIVS)`.
     NoNewPrivs,
-    /// `chdir(2)`. With `retry`, EACCES and EPERM are left to a second `Chdir` after `Uid`.
+    /// `chdir(2)`. With `retry`, EACCES and EPERM are left to a second `Chdir` after `Uid`, which
+    /// does nothing if the first went well: root may enter what the user may not.
     Chdir { path: CString, retry: bool },
     /// The working directory must lie inside the root (CVE-2024-21626).
     VerifyCwd,
@@ -172,7 +175,8 @@ pub enum Op {
     ResetSignals,
     /// Tells the parent that all went well, and waits for its word.
     Ready,
-    /// Closes every descriptor above 2 but the report's, which `execve` closes.
+    /// Closes every descriptor above 2 but the report's, and that of an `ExecFd` that follows:
+    /// these `execve` closes.
     CloseFds,
     /// `execve(2)` of what `FindExecutable` found.
     Exec,

@@ -1,0 +1,90 @@
+//! `-info` and `-v`: what this program is and can do.
+//!
+//! It must never claim a feature that a spec could ask for in vain.
+
+use std::io::{self, Write};
+
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use containerd_shim_rs::error::{Doing, Error, Result};
+use serde_json::{Value, json};
+
+use crate::bootstrap;
+
+/// The runtime's name in containerd's configuration.
+const RUNTIME: &str = "io.containerd.rs.v2";
+
+/// What containerd calls the features document of the OCI runtime spec.
+const FEATURES_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Set by `hack/build.sh`.
+const REVISION: Option<&str> = option_env!("SHIM_REVISION");
+const RUSTC: Option<&str> = option_env!("SHIM_RUSTC");
+
+/// The mount options of the OCI runtime spec that a plan can carry out, sorted.
+const MOUNT_OPTIONS: &str = "\
+    async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime \
+    nodev nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid \
+    nosymfollow private ratime rbind rdev rdiratime relatime remount rexec rnoatime rnodev \
+    rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow ro rprivate rrelatime \
+    rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared silent slave \
+    strictatime suid symfollow sync unbindable";
+
+/// Prints a `RuntimeInfo`.
+pub fn run() -> Result<()> {
+    let input = bootstrap::read_stdin()?;
+    let options = Any::parse_from_bytes(&input)
+        .map_err(|error| Error::invalid(format!("stdin is not an Any: {error}")))?;
+    let reply = RuntimeInfo {
+        name: RUNTIME.to_string(),
+        version: MessageField::some(RuntimeVersion {
+            version: VERSION.to_string(),
+            revision: REVISION.unwrap_or_default().to_string(),
+            ..RuntimeVersion::default()
+        }),
+        options: if input.is_empty() { MessageField::none() } else { MessageField::some(options) },
+        features: MessageField::some(Any {
+            type_url: FEATURES_URL.to_string(),
+            value: features().to_string().into_bytes(),
+            ..Any::default()
+        }),
+        ..RuntimeInfo::default()
+    };
+    let bytes = reply
+        .write_to_bytes()
+        .map_err(|error| Error::invalid(format!("encode RuntimeInfo: {error}")))?;
+    io::stdout().write_all(&bytes).doing(|| "write the reply to stdout")
+}
+
+/// One line: name, version, and what it was built from.
+pub fn print_version() -> Result<()> {
+    let mut line = format!("{} {VERSION}", crate::NAME);
+    let built = [REVISION.map(|revision| format!("commit {revision}")), RUSTC.map(String::from)];
+    let built: Vec<String> = built.into_iter().flatten().collect();
+    if !built.is_empty() {
+        line = format!("{line} ({})", built.join(", "));
+    }
+    writeln!(io::stdout(), "{line}").doing(|| "write to stdout")
+}
+
+/// The OCI features document. CRI reads `rro`, `user` with idmap, and no more.
+fn features() -> Value {
+    let off = json!({"enabled": false});
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.3.0",
+        "hooks": [],
+        "mountOptions": MOUNT_OPTIONS.split(' ').collect::<Vec<_>>(),
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
+            "seccomp": off,
+            "apparmor": off,
+            "selinux": off,
+            "intelRdt": off,
+            "mountExtensions": {"idmap": off},
+        },
+    })
+}

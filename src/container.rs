@@ -1,0 +1,133 @@
+//! A container: its bundle, its cgroup, its init and its execs.
+//!
+//! Its state is its init's state. It must never hold anything of the spec that only Create needs:
+//! a spec costs tens of kilobytes for as long as the container lives.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use crate::api::State;
+use crate::bundle::ContainerRecord;
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Kind, Result};
+use crate::namespaces;
+use crate::plan::Facts;
+use crate::process::Process;
+
+/// See the module text.
+#[derive(Debug)]
+pub struct Container {
+    pub id: String,
+    pub bundle: PathBuf,
+    pub init: Process,
+    pub execs: BTreeMap<String, Process>,
+    pub cgroup: Cgroup,
+    pub record: ContainerRecord,
+    /// What an exec inherits from the container's spec.
+    pub base: ExecBase,
+    pub freezer: Freezer,
+    /// OOM kills that have been published.
+    pub oom_kills: u64,
+    /// Delete is at work on it.
+    pub deleting: bool,
+}
+
+/// See [`Container::base`].
+#[derive(Clone, Debug)]
+pub struct ExecBase {
+    /// Those of Create, without what only a rootfs needs.
+    pub facts: Facts,
+    /// `CLONE_NEW*` of the namespaces that the init has and the shim has not.
+    pub namespaces: i32,
+    /// The kernel ends every process of the container with its init.
+    pub own_pid_namespace: bool,
+}
+
+impl ExecBase {
+    /// What a container's spec means for its execs.
+    pub fn new(spec: &Spec, facts: Facts) -> ExecBase {
+        let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
+        let mut base = ExecBase { facts: Facts::default(), namespaces: 0, own_pid_namespace: false };
+        for (index, namespace) in listed.unwrap_or_default().iter().enumerate() {
+            let joined = namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+            if !joined || !facts.ours.get(index).copied().unwrap_or(false) {
+                base.namespaces |= namespaces::flag(namespace.typ());
+            }
+            base.own_pid_namespace |= !joined && namespace.typ() == LinuxNamespaceType::Pid;
+        }
+        base.facts = Facts { rootfs: Vec::new(), ours: Vec::new(), sandbox: None, ..facts };
+        base
+    }
+}
+
+/// What Pause and Resume have made of the cgroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Freezer {
+    #[default]
+    Thawed,
+    Freezing,
+    Frozen,
+}
+
+impl Container {
+    /// What State says of its init.
+    pub fn state(&self) -> State {
+        self.frozen_or(self.init.state())
+    }
+
+    /// A process of a paused container is paused.
+    pub fn frozen_or(&self, state: State) -> State {
+        match (self.freezer, state) {
+            (Freezer::Freezing, State::Running) => State::Pausing,
+            (Freezer::Frozen, State::Running) => State::Paused,
+            (_, state) => state,
+        }
+    }
+
+    /// A process of it. `None`: the init.
+    pub fn process(&self, exec: Option<&str>) -> Result<&Process> {
+        match exec {
+            None => Ok(&self.init),
+            Some(id) => self.execs.get(id).ok_or_else(|| no_exec(&self.id, id)),
+        }
+    }
+
+    /// The same, to change it.
+    pub fn process_mut(&mut self, exec: Option<&str>) -> Result<&mut Process> {
+        match exec {
+            None => Ok(&mut self.init),
+            Some(id) => self.execs.get_mut(id).ok_or_else(|| no_exec(&self.id, id)),
+        }
+    }
+
+    /// Whether an exec may be added or started.
+    pub fn check_exec(&self) -> Result<()> {
+        match self.state() {
+            State::Created | State::Running if !self.deleting => Ok(()),
+            State::Stopped => Err(precondition(format!("container {:?}: its init process is not running", self.id))),
+            state => Err(precondition(format!("container {:?} is {}", self.id, name(state)))),
+        }
+    }
+}
+
+fn no_exec(container: &str, exec: &str) -> Error {
+    Error::new(Kind::NotFound, format!("container {container:?} has no exec {exec:?}"))
+}
+
+/// A state in an error's text.
+pub fn name(state: State) -> &'static str {
+    match state {
+        State::Created => "created",
+        State::Running => "running",
+        State::Stopped => "stopped",
+        State::Paused => "paused",
+        State::Pausing => "pausing",
+    }
+}
+
+/// The wrong state for a verb.
+pub fn precondition(text: String) -> Error {
+    Error::new(Kind::FailedPrecondition, text)
+}

@@ -1,0 +1,188 @@
+//! The parent's half of a plan: descriptors in, clone, reports out, errors in words.
+//!
+//! It must never decide what a child does; that is in the plan. A child that fails is dead and
+//! buried before its error is returned.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::io::Interest;
+use crate::sys::io::Polled;
+
+use crate::child::report::{Call, GO, Report};
+use crate::child::{self, Frozen};
+use crate::error::{Doing, Error, Kind, Result};
+use crate::events::Exit;
+use crate::plan::{Input, Op, Plan};
+use crate::reaper::{ExitWatch, Reaper, ended};
+use crate::sys;
+
+/// Ops are numbered with 16 bits in a report.
+const MAX_OPS: usize = u16::MAX as usize;
+
+/// A child on its way through its plan.
+#[derive(Debug)]
+pub struct Child {
+    /// In the shim's PID namespace.
+    pub pid: u32,
+    /// Never names another process.
+    pub pidfd: Arc<OwnedFd>,
+    /// How it ends.
+    pub exit: ExitWatch,
+    /// The master of its pty, once it has sent one.
+    pub master: Option<OwnedFd>,
+    reports: Polled,
+    plan: Plan,
+}
+
+/// Clones a child that carries out `plan`. `inputs` holds what the plan asks for, `Report` aside;
+/// they are closed in this process. `cgroup` is a cgroup v2 directory for the child to be born in.
+pub fn launch(
+    reaper: &Arc<Reaper>,
+    mut plan: Plan,
+    inputs: Vec<(Input, OwnedFd)>,
+    cgroup: Option<OwnedFd>,
+) -> Result<Child> {
+    if plan.ops.len() > MAX_OPS {
+        return Err(Error::invalid(format!("{} steps; at most {MAX_OPS} are possible", plan.ops.len())));
+    }
+    let (ours, theirs) = sys::fd::message_pair().doing(|| "socketpair")?;
+    let report = plan.input(Input::Report);
+    let find = |input: &Input| match input {
+        Input::Report => Ok(theirs.as_raw_fd()),
+        input => inputs
+            .iter()
+            .find(|(have, _)| have == input)
+            .map(|(_, fd)| fd.as_raw_fd())
+            .ok_or_else(|| Error::invalid(format!("no descriptor for {input:?}"))),
+    };
+    let slots = plan.inputs.iter().map(|(input, slot)| Ok((*slot, find(input)?))).collect::<Result<Vec<_>>>()?;
+    let mut frozen = Frozen::new(&plan.ops, &plan.args, &plan.env, plan.slots, &slots, report);
+    let cgroup = cgroup.as_ref().map(OwnedFd::as_fd);
+    let mut clone = || sys::clone::child_of(plan.namespaces, cgroup, child::run, &mut frozen);
+    let cloned = match &plan.pid_namespace {
+        None => clone().doing(|| "clone3"),
+        Some(input) => {
+            let home = File::open("/proc/self/ns/pid").doing(|| "open /proc/self/ns/pid")?;
+            let fd = inputs.iter().find(|(have, _)| have == input).map(|(_, fd)| fd.as_fd());
+            let fd = fd.ok_or_else(|| Error::invalid(format!("no descriptor for {input:?}")))?;
+            sys::clone::with_pid_namespace(fd, home.as_fd(), clone).map_err(join_error)
+        }
+    }?;
+    let pidfd = Arc::new(cloned.pidfd);
+    let exit = reaper.adopt(cloned.pid, &pidfd)?;
+    let reports = Polled::new(ours, Interest::READABLE).doing(|| "epoll_ctl(reports)")?;
+    Ok(Child { pid: cloned.pid, pidfd, exit, master: None, reports, plan })
+}
+
+/// setns(2) of a pidfd says ESRCH, and clone(2) in a PID namespace without an init ENOMEM.
+fn join_error(errno: Errno) -> Error {
+    match errno {
+        Errno::ESRCH | Errno::ENOMEM => Error::sys("clone3 in the PID namespace: init is not running", errno)
+            .with_kind(Kind::FailedPrecondition),
+        errno => Error::sys("clone3 in the PID namespace", errno),
+    }
+}
+
+/// Carries out a plan that runs no program; its child is killed at the deadline.
+pub async fn run(reaper: &Arc<Reaper>, plan: Plan, deadline: Duration) -> Result<()> {
+    let mut child = launch(reaper, plan, Vec::new(), None)?;
+    let whole = async {
+        child.go().await?;
+        match ended(&mut child.exit).await.status {
+            0 => Ok(()),
+            _ => Err(child.died().await),
+        }
+    };
+    match tokio::time::timeout(deadline, whole).await {
+        Ok(result) => result,
+        Err(_) => {
+            // Not awaited: a child that hangs in the kernel dies when the kernel lets it.
+            let _ = sys::fd::pidfd_signal(&child.pidfd, libc::SIGKILL);
+            let text = format!("{}: no answer within {deadline:?}", child.plan.ops.first().map_or_else(String::new, Op::to_string));
+            Err(Error::new(Kind::DeadlineExceeded, text))
+        }
+    }
+}
+
+impl Child {
+    /// Waits until the child is parked before its program. On an error it is dead.
+    pub async fn ready(&mut self) -> Result<()> {
+        match self.next().await? {
+            Some(()) => Ok(()),
+            None => Err(self.died().await),
+        }
+    }
+
+    /// Lets a parked child go on, and waits until its program runs or it has ended well.
+    pub async fn go(&mut self) -> Result<()> {
+        let _ = sys::raw::send(self.reports.get_ref().as_raw_fd(), &GO, None);
+        match self.next().await? {
+            None => Ok(()),
+            Some(()) => Err(self.failed(Error::new(Kind::Unknown, "a report out of order")).await),
+        }
+    }
+
+    /// `Some`: ready. `None`: the other end is closed, by `execve` or by death.
+    async fn next(&mut self) -> Result<Option<()>> {
+        loop {
+            let mut guard = self.reports.readable().await.doing(|| "epoll_wait(reports)")?;
+            let message = match sys::fd::receive(self.reports.get_ref().as_fd()) {
+                Err(Errno::EAGAIN) => {
+                    guard.clear_ready();
+                    continue;
+                }
+                Err(Errno::EINTR) => continue,
+                Err(Errno::ECONNRESET) | Ok(None) => return Ok(None),
+                Err(errno) => return Err(self.failed(Error::sys("recvmsg", errno)).await),
+                Ok(Some(message)) => message,
+            };
+            match (Report::decode(message.0), message.1) {
+                (Some(Report::Ready { .. }), None) => return Ok(Some(())),
+                (Some(Report::Master { .. }), Some(fd)) => self.master = Some(fd),
+                (Some(Report::Failed { op, call, errno }), None) => {
+                    let error = step_error(&self.plan, op, call, Errno::from_raw(errno));
+                    return Err(self.failed(error).await);
+                }
+                _ => return Err(self.failed(Error::new(Kind::Unknown, "a report that is none")).await),
+            }
+        }
+    }
+
+    /// Makes sure that a child which failed is gone.
+    async fn failed(&mut self, error: Error) -> Error {
+        self.kill().await;
+        error
+    }
+
+    /// The error of a child that ended without a report.
+    async fn died(&mut self) -> Error {
+        let exit = self.kill().await;
+        let text = format!("the child ended before its program ran, with status {}", exit.status);
+        Error::new(Kind::Unknown, text)
+    }
+
+    /// Kills the child and waits for its end.
+    pub async fn kill(&mut self) -> Exit {
+        let _ = sys::fd::pidfd_signal(&self.pidfd, libc::SIGKILL);
+        ended(&mut self.exit).await
+    }
+}
+
+/// `step 14/52: mount proc on "/proc": fsmount: EPERM`.
+fn step_error(plan: &Plan, op: u16, call: Call, errno: Errno) -> Error {
+    let index = usize::from(op);
+    let text = plan.ops.get(index).map_or_else(String::new, Op::to_string);
+    let error = Error::sys(call.name(), errno);
+    let error = match (plan.ops.get(index), errno) {
+        (Some(Op::FindExecutable { .. }), Errno::ENOENT) => {
+            let name = plan.args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+            Error::sys(format!("{name:?}: executable file not found in $PATH"), errno)
+        }
+        _ => error,
+    };
+    error.doing(format!("step {}/{}: {text}", index + 1, plan.ops.len()))
+}

@@ -1,0 +1,468 @@
+//! `mounts` of the spec, and what the pod adds to them: which host paths to open before anything
+//! propagates, and what to attach where, in the spec's order.
+//!
+//! It must never open a host path after `Propagate`, nor attach a mount without saying how it
+//! propagates: a clone of a shared host mount would carry the container's mounts to the host.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+
+use libc::{
+    CLONE_NEWCGROUP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
+    MS_PRIVATE, MS_SLAVE,
+};
+use oci_spec::runtime::{Mount, Spec};
+
+use super::cgroups;
+use super::options::Options;
+use super::paths::{beneath, check_proc, clean, cpath, cstring, on_host, target};
+use super::rootfs::fs_params;
+use super::{Attr, Facts, Input, Missing, Op, Param, Plan, Slot};
+use crate::error::{Doing, Error, Result};
+
+/// CRI's annotation that tells a container from its sandbox.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// What a cgroup v1 hierarchy and the tmpfs above all of them are mounted with.
+pub(super) const PLAIN: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+
+/// A source is a descriptor; so many a process may not even have.
+const MOST: usize = 4096;
+
+/// One mount to make, checked and in the kernel's terms.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The field that asks for it, for errors.
+    field: String,
+    /// Clean, and never the root.
+    destination: String,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// Of a host path; `attrs` say how it propagates too.
+    Bind {
+        source: PathBuf,
+        recursive: bool,
+        attrs: Vec<Attr>,
+        mount: Option<Slot>,
+    },
+    /// Of the pod's own `/dev/shm`.
+    Shm {
+        mount: Option<Slot>,
+    },
+    New {
+        fstype: String,
+        params: Vec<Param>,
+        attr: Attr,
+    },
+    /// Not a mount, but made in between.
+    Symlink {
+        to: String,
+    },
+}
+
+/// Everything to mount, in order.
+pub(super) fn resolve(spec: &Spec, facts: &Facts, new_namespaces: i32) -> Result<Vec<Entry>> {
+    let mut all = Vec::new();
+    let count = spec.mounts().as_ref().map_or(0, Vec::len);
+    if count > MOST {
+        return Err(Error::invalid(format!("mounts: {count}, the limit is {MOST}")));
+    }
+    for (i, mount) in spec.mounts().iter().flatten().enumerate() {
+        let field = format!("mounts[{i}]");
+        let destination = clean(mount.destination());
+        if destination == "/" {
+            let text = format!("{field}.destination: nothing can be mounted on the root");
+            return Err(Error::invalid(text));
+        }
+        let own_cgroups = new_namespaces & CLONE_NEWCGROUP != 0;
+        let entries = entries(mount, facts, own_cgroups).doing(|| field.clone())?;
+        all.extend(entries.into_iter().map(|(name, kind)| {
+            let destination = match name {
+                None => destination.clone(),
+                Some(name) => clean(format!("{destination}/{name}").as_ref()),
+            };
+            Entry { field: field.clone(), destination, kind }
+        }));
+    }
+    inject(&mut all, spec, facts);
+    for entry in &all {
+        check(entry)?;
+    }
+    Ok(all)
+}
+
+fn check(entry: &Entry) -> Result<bool> {
+    let proc = match &entry.kind {
+        Kind::New { fstype, .. } => fstype == "proc",
+        // A plan cannot look at the source's file system: the host's own procfs, by its name.
+        Kind::Bind { source, .. } => source == Path::new("/proc"),
+        Kind::Shm { .. } | Kind::Symlink { .. } => false,
+    };
+    check_proc(format_args!("{}.destination", entry.field), &entry.destination, proc)
+}
+
+/// What one mount of the spec comes to; a name is that of a file in its destination.
+fn entries(mount: &Mount, facts: &Facts, own: bool) -> Result<Vec<(Option<String>, Kind)>> {
+    let mappings = [mount.uid_mappings(), mount.gid_mappings()];
+    if mappings.iter().any(|map| map.as_ref().is_some_and(|map| !map.is_empty())) {
+        return Err(Error::unimplemented("an id-mapped mount"));
+    }
+    let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+    let options = options.doing(|| "options")?;
+    let fstype = mount.typ().as_deref().unwrap_or_default();
+    let source = mount.source().clone().unwrap_or_default();
+    if options.bind.is_some() || fstype == "bind" {
+        return Ok(vec![(None, bind(&options, &source, facts)?)]);
+    }
+    if options.remount {
+        return Err(Error::unimplemented("options: \"remount\" of a file system"));
+    }
+    match fstype {
+        "" => Err(Error::invalid("type is missing")),
+        "cgroup" => cgroups::entries(&source, options, facts, own),
+        fstype => Ok(vec![(None, new(fstype, &source, &options)?)]),
+    }
+}
+
+pub(super) fn bind(options: &Options, source: &Path, facts: &Facts) -> Result<Kind> {
+    if let Some(param) = options.params.first() {
+        let text = format!("options: {:?} has no meaning for a bind mount", param.key);
+        return Err(Error::invalid(text));
+    }
+    if source.as_os_str().is_empty() {
+        return Err(Error::invalid("source is missing"));
+    }
+    let recursive = options.bind == Some(true);
+    let mut attrs = Vec::new();
+    let mut own = options.own;
+    // As `mount --bind -o` always did and runc does: with any option of the mount given, those
+    // not given are off, whatever the source's mount has. `remount` changes only what is given.
+    if !own.is_empty() && !options.remount {
+        own.clear |= (PLAIN | MOUNT_ATTR_RDONLY) & !own.set;
+    }
+    let kinds = [(own, false), (options.recursive, true)];
+    attrs.extend(kinds.iter().filter(|(bits, _)| !bits.is_empty()).map(|(b, r)| b.attr(*r)));
+    let flow = |propagation, recursive| Attr { propagation, recursive, ..Attr::default() };
+    // No word on the mounts beneath: they follow the host, and the host does not follow them.
+    if options.propagation.is_empty() || (recursive && !options.propagation[0].1) {
+        attrs.push(flow(MS_SLAVE, true));
+    }
+    attrs.extend(options.propagation.iter().map(|(flag, recursive)| flow(*flag, *recursive)));
+    Ok(Kind::Bind { source: on_host(&facts.bundle, source), recursive, attrs, mount: None })
+}
+
+pub(super) fn new(fstype: &str, source: &Path, options: &Options) -> Result<Kind> {
+    let mut params = fs_params(options, &source.to_string_lossy())?;
+    params.extend(options.params.iter().cloned());
+    let propagation = options.propagation.last().map_or(0, |(flag, _)| *flag);
+    let attr = Attr { set: options.new_mount(), propagation, ..Attr::default() };
+    Ok(Kind::New { fstype: fstype.into(), params, attr })
+}
+
+/// CRI leaves out the pod's files if it cannot find them, as after a restart of containerd. A
+/// `/dev/shm` that is none of a pod's would break shared memory between its containers silently.
+fn inject(all: &mut Vec<Entry>, spec: &Spec, facts: &Facts) {
+    let Some(sandbox) = &facts.sandbox else { return };
+    let annotations = spec.annotations().as_ref();
+    if annotations.and_then(|a| a.get(CONTAINER_TYPE)).is_none_or(|typ| typ != "container") {
+        return;
+    }
+    let entry = |destination: &str, kind| Entry {
+        field: format!("the pod's {destination}"),
+        destination: destination.into(),
+        kind,
+    };
+    let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    let bits = if readonly { (MOUNT_ATTR_RDONLY, 0) } else { (0, MOUNT_ATTR_RDONLY) };
+    for name in ["hostname", "hosts", "resolv.conf"] {
+        let destination = format!("/etc/{name}");
+        if all.iter().any(|entry| entry.destination == destination) {
+            continue;
+        }
+        let access = Attr { set: bits.0, clear: bits.1, ..Attr::default() };
+        let private = Attr { propagation: MS_PRIVATE, recursive: true, ..Attr::default() };
+        let attrs = vec![access, private];
+        let source = sandbox.dir.join(name);
+        all.push(entry(&destination, Kind::Bind { source, recursive: false, attrs, mount: None }));
+    }
+    if sandbox.shm {
+        let shm = all.iter_mut().find(|entry| entry.destination == "/dev/shm");
+        match shm {
+            Some(Entry { kind: Kind::Bind { .. }, .. }) => {}
+            Some(entry) => entry.kind = Kind::Shm { mount: None },
+            None => all.push(entry("/dev/shm", Kind::Shm { mount: None })),
+        }
+    }
+}
+
+/// Opens every source. Before `Propagate`.
+pub(super) fn open(plan: &mut Plan, entries: &mut [Entry]) -> Result<()> {
+    for Entry { field, destination, kind } in entries {
+        let (into, attrs) = match kind {
+            Kind::Bind { source, recursive, attrs, mount } => {
+                let into = *mount.insert(plan.slot());
+                let source = cpath(format_args!("{field}.source"), source)?;
+                plan.ops.push(Op::OpenTree { source, into, recursive: *recursive });
+                let mut attrs = attrs.clone();
+                if destination == "/dev" {
+                    // Read-only once the console is in it.
+                    attrs.iter_mut().for_each(|attr| attr.set &= !MOUNT_ATTR_RDONLY);
+                }
+                (into, attrs)
+            }
+            Kind::Shm { mount } => {
+                let from = plan.input(Input::SandboxShm);
+                let into = *mount.insert(plan.slot());
+                plan.ops.push(Op::CloneTree { from, into });
+                (into, vec![Attr { propagation: MS_PRIVATE, ..Attr::default() }])
+            }
+            Kind::New { .. } | Kind::Symlink { .. } => continue,
+        };
+        let attrs = attrs.into_iter().filter(|attr| attr.set | attr.clear | attr.propagation != 0);
+        plan.ops.extend(attrs.map(|attr| Op::SetAttr { mount: into, attr }));
+    }
+    Ok(())
+}
+
+/// Attaches all, in order. What it returns turns read-only what was still to be written to: the
+/// caller runs it after the last write.
+pub(super) fn attach(plan: &mut Plan, entries: &[Entry], root: Slot) -> Result<Vec<Op>> {
+    let mut late = Vec::new();
+    let seal =
+        |mount| Op::SetAttr { mount, attr: Attr { set: MOUNT_ATTR_RDONLY, ..Attr::default() } };
+    for (i, entry) in entries.iter().enumerate() {
+        let Entry { field, destination, kind } = entry;
+        let missing = match kind {
+            Kind::Bind { .. } => Missing::LikeSource,
+            _ => Missing::Directory,
+        };
+        let mut target = target(format_args!("{field}.destination"), destination, missing)?;
+        target.inside_proc = check(entry)?;
+        match kind {
+            Kind::Bind { source, attrs, mount: Some(mount), .. } => {
+                let sealed = attrs.iter().any(|a| !a.recursive && a.set & MOUNT_ATTR_RDONLY != 0);
+                if destination == "/dev" && sealed {
+                    late.push(seal(*mount));
+                }
+                // Not by way of a link to elsewhere, as for a procfs that is new.
+                target.no_symlinks = destination == "/proc";
+                let source = cpath(format_args!("{field}.source"), source)?;
+                plan.ops.push(Op::Attach { mount: *mount, source, root, target });
+            }
+            Kind::Shm { mount: Some(mount) } => {
+                let source = c"shm of the pod".to_owned();
+                plan.ops.push(Op::Attach { mount: *mount, source, root, target });
+            }
+            // `open` comes first.
+            Kind::Bind { mount: None, .. } | Kind::Shm { mount: None } => {}
+            Kind::New { fstype, params, attr } => {
+                target.no_symlinks = matches!(fstype.as_str(), "proc" | "sysfs");
+                let filled = |later: &Entry| beneath(&later.destination, destination);
+                let fills = fstype == "tmpfs" && entries[i + 1..].iter().any(filled);
+                let early = destination != "/dev" && !fills;
+                let fstype = cstring(format_args!("{field}.type"), fstype)?;
+                let (params, attr) = (params.clone(), *attr);
+                if early || attr.set & MOUNT_ATTR_RDONLY == 0 {
+                    plan.ops.push(Op::Mount { fstype, params, attr, root, target });
+                } else {
+                    let mount = attach_writable(plan, fstype, params, attr, root, target);
+                    late.push(seal(mount));
+                }
+            }
+            Kind::Symlink { to } => {
+                let to = cstring(field, to)?;
+                plan.ops.push(Op::Symlink { root, target, to });
+            }
+        }
+    }
+    Ok(late)
+}
+
+/// Keeps a read-only mount open, and writable until its content is there.
+fn attach_writable(
+    plan: &mut Plan,
+    fstype: CString,
+    params: Vec<Param>,
+    attr: Attr,
+    root: Slot,
+    target: super::Target,
+) -> Slot {
+    let (into, source) = (plan.slot(), fstype.clone());
+    let set = attr.set & !MOUNT_ATTR_RDONLY;
+    plan.ops.push(Op::NewMount { fstype, params, attr: set, into });
+    if attr.propagation != 0 {
+        let attr = Attr { propagation: attr.propagation, ..Attr::default() };
+        plan.ops.push(Op::SetAttr { mount: into, attr });
+    }
+    plan.ops.push(Op::Attach { mount: into, source, root, target });
+    into
+}
+
+/// Whether the spec mounts something at a clean destination that is bound from the host.
+pub(super) fn binds(entries: &[Entry], destination: &str) -> bool {
+    let is = |entry: &&Entry| entry.destination == destination;
+    entries.iter().filter(is).any(|entry| matches!(entry.kind, Kind::Bind { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind as ErrorKind;
+    use serde_json::{Value, json};
+
+    fn ops(mounts: Value) -> Result<Vec<Op>> {
+        let spec: Spec = serde_json::from_value(json!({"mounts": mounts})).unwrap();
+        let facts = Facts { bundle: "/bundle".into(), ..Facts::default() };
+        let mut plan = Plan::default();
+        let mut entries = resolve(&spec, &facts, 0)?;
+        open(&mut plan, &mut entries)?;
+        let late = attach(&mut plan, &entries, Slot(99))?;
+        plan.ops.extend(late);
+        Ok(plan.ops)
+    }
+
+    fn text(mounts: Value) -> Vec<String> {
+        ops(mounts).unwrap().iter().map(|op| op.to_string()).collect()
+    }
+
+    fn propagation(options: &[&str]) -> Vec<String> {
+        let mounts = json!([{"destination": "/d", "source": "s", "options": options}]);
+        let ops = text(mounts);
+        assert_eq!(ops.last().unwrap(), "attach #0 \"/bundle/s\" on \"/d\"");
+        ops[1..ops.len() - 1].iter().map(|op| op.replace("set attributes of #0 ", "")).collect()
+    }
+
+    #[test]
+    fn every_bind_says_how_it_propagates() {
+        assert_eq!(propagation(&["bind"]), ["slave recursive"]);
+        assert_eq!(propagation(&["rbind"]), ["slave recursive"]);
+        assert_eq!(propagation(&["rbind", "rshared"]), ["shared recursive"]);
+        assert_eq!(propagation(&["rbind", "rprivate"]), ["private recursive"]);
+        assert_eq!(propagation(&["bind", "shared"]), ["shared"]);
+        // The mounts beneath must not stay peers of the host's.
+        assert_eq!(propagation(&["rbind", "private"]), ["slave recursive", "private"]);
+        assert_eq!(propagation(&["rbind", "rslave", "shared"]), ["slave recursive", "shared"]);
+    }
+
+    #[test]
+    fn an_option_of_a_bind_resets_the_others() {
+        assert_eq!(propagation(&["bind", "ro", "slave"]), ["+ro -nosuid,nodev,noexec", "slave"]);
+        assert_eq!(propagation(&["bind", "rw", "slave"]), ["-ro,nosuid,nodev,noexec", "slave"]);
+        assert_eq!(propagation(&["bind", "remount", "ro", "slave"]), ["+ro", "slave"]);
+        assert_eq!(
+            propagation(&["rbind", "rro", "rnoatime", "rslave"]),
+            ["+ro,noatime -noatime,strictatime recursive", "slave recursive"]
+        );
+    }
+
+    #[test]
+    fn proc_and_sysfs_land_on_no_symlink() {
+        let all = ops(json!([
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
+            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/proc/uptime", "source": "/lxcfs/uptime", "options": ["bind"]},
+            {"destination": "/proc", "source": "/proc", "options": ["rbind"]}
+        ]));
+        let targets: Vec<_> = all
+            .unwrap()
+            .into_iter()
+            .filter_map(|op| match op {
+                Op::Mount { target, .. } | Op::Attach { target, .. } => Some(target),
+                _ => None,
+            })
+            .map(|t| (t.no_symlinks, t.inside_proc, t.missing))
+            .collect();
+        let want = [
+            (true, false, Missing::Directory),
+            (true, false, Missing::Directory),
+            (false, false, Missing::Directory),
+            (false, true, Missing::LikeSource),
+            (true, false, Missing::LikeSource),
+        ];
+        assert_eq!(targets, want);
+    }
+
+    #[test]
+    fn read_only_comes_after_what_is_beneath() {
+        let tmpfs =
+            |options: &[&str]| json!({"destination": "/a", "type": "tmpfs", "options": options});
+        assert_eq!(text(json!([tmpfs(&["ro"])])), ["mount tmpfs on \"/a\" +ro"]);
+        let bind = json!({"destination": "/a/b", "source": "/s", "options": ["bind"]});
+        let all = text(json!([tmpfs(&["ro", "shared"]), bind]));
+        let want = [
+            "open tree \"/s\" -> #0",
+            "set attributes of #0 slave recursive",
+            "new mount tmpfs -> #1 []",
+            "set attributes of #1 shared",
+            "attach #1 \"tmpfs\" on \"/a\"",
+            "attach #0 \"/s\" on \"/a/b\"",
+            "set attributes of #1 +ro",
+        ];
+        assert_eq!(all, want);
+        let dev =
+            json!([{"destination": "/dev/", "source": "/d", "options": ["bind", "ro", "nodev"]}]);
+        let want = [
+            "open tree \"/d\" -> #0",
+            "set attributes of #0 +nodev -nosuid,noexec",
+            "set attributes of #0 slave recursive",
+            "attach #0 \"/d\" on \"/dev\"",
+            "set attributes of #0 +ro",
+        ];
+        assert_eq!(text(dev), want);
+    }
+
+    #[test]
+    fn refusals() {
+        for (mount, want) in [
+            (
+                json!({"destination": "/a/.."}),
+                "mounts[0].destination: nothing can be mounted on the root",
+            ),
+            (json!({"destination": "/a"}), "mounts[0]: type is missing"),
+            (json!({"destination": "/a", "options": ["bind"]}), "mounts[0]: source is missing"),
+            (
+                json!({"destination": "/a", "source": "/b", "options": ["bind", "size=1"]}),
+                "mounts[0]: options: \"size\" has no meaning for a bind mount",
+            ),
+            (
+                json!({"destination": "/proc", "type": "tmpfs"}),
+                "mounts[0].destination: only proc can be mounted on \"/proc\"",
+            ),
+            (
+                json!({"destination": "/proc/self/../1/attr", "source": "/b", "options": ["bind"]}),
+                "mounts[0].destination: \"/proc/1/attr\" is inside /proc",
+            ),
+        ] {
+            let error = ops(json!([mount])).unwrap_err();
+            assert_eq!(
+                (error.to_string().as_str(), error.kind()),
+                (want, ErrorKind::InvalidArgument)
+            );
+        }
+        for (mount, want) in [
+            (
+                json!({"destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"]}),
+                "mounts[0]: options: \"tmpcopyup\" is not supported",
+            ),
+            (
+                json!({"destination": "/a", "type": "tmpfs", "options": ["remount"]}),
+                "mounts[0]: options: \"remount\" of a file system is not supported",
+            ),
+            (
+                json!({"destination": "/a", "source": "/b", "options": ["bind"], "uidMappings": [{"size": 1}]}),
+                "mounts[0]: an id-mapped mount is not supported",
+            ),
+        ] {
+            let error = ops(json!([mount])).unwrap_err();
+            assert_eq!(
+                (error.to_string().as_str(), error.kind()),
+                (want, ErrorKind::Unimplemented)
+            );
+        }
+        let many = vec![json!({"destination": "/a", "type": "tmpfs"}); MOST + 1];
+        assert_eq!(ops(many.into()).unwrap_err().to_string(), "mounts: 4097, the limit is 4096");
+    }
+}

@@ -1,0 +1,439 @@
+//! `process` of the spec: who it runs as, with what rights, where, and which program.
+//!
+//! The order of the steps is the security of it (each rule was a bug once): the bounding set
+//! before the user, the user before the capabilities, no-new-privileges after them, and nothing
+//! that can fail after `Ready`. It must never keep a right that the spec does not name.
+
+use std::ffi::CString;
+
+use oci_spec::runtime::{Capabilities, PosixRlimitType as Limit, Process};
+
+use super::paths::{clean, cstring, target};
+use super::{Facts, Input, Missing, Op, Plan, Slot};
+use crate::error::{Error, Result};
+
+/// Where a program without a slash is looked for when the environment has no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Refuses by name what this program cannot do; silence would be a container with other rights
+/// than its spec says.
+pub(super) fn supported(process: &Process) -> Result<()> {
+    let given = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+    let profile = process.apparmor_profile();
+    let affinity = process.exec_cpu_affinity().as_ref();
+    let affinity = affinity.is_some_and(|a| given(a.initial()) || given(a.cpu_affinity_final()));
+    let fields = [
+        ("process.apparmorProfile", given(profile) && profile.as_deref() != Some("unconfined")),
+        ("process.selinuxLabel", given(process.selinux_label())),
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("process.execCPUAffinity", affinity),
+    ];
+    match fields.iter().find(|(_, given)| *given) {
+        Some((field, _)) => Err(Error::unimplemented(field)),
+        None => Ok(()),
+    }
+}
+
+/// Into the container's cgroups, on v1; on v2 the clone itself does it.
+pub(super) fn join_cgroups(plan: &mut Plan, facts: &Facts) {
+    if !facts.cgroups.unified {
+        for i in 0..facts.cgroups.dirs.len() {
+            let procs = plan.input(Input::CgroupProcs(i));
+            plan.ops.push(Op::JoinCgroup { procs });
+        }
+    }
+}
+
+/// What is of the process, but must be done while the host's `/proc` and all rights are there.
+pub(super) fn early(plan: &mut Plan, process: &Process, facts: &Facts) -> Result<()> {
+    if let Some(adj) = process.oom_score_adj() {
+        if !(-1000..=1000).contains(&adj) {
+            let text = format!("process.oomScoreAdj: {adj} is not between -1000 and 1000");
+            return Err(Error::invalid(text));
+        }
+        plan.ops.push(Op::OomScore { adj });
+    }
+    if !facts.keyring.is_empty() {
+        let name = cstring("the keyring's name", &format!("_ses.{}", facts.keyring))?;
+        plan.ops.push(Op::JoinKeyring { name });
+    }
+    Ok(())
+}
+
+/// The pty of a terminal, from the devpts beneath `root`.
+pub(super) fn pty(plan: &mut Plan, process: &Process, root: Slot) -> Result<Slot> {
+    let side = |value: u64| {
+        u16::try_from(value)
+            .map_err(|_| Error::invalid(format!("process.consoleSize: {value} is too large")))
+    };
+    let size = match process.console_size() {
+        Some(size) if size.height() != 0 && size.width() != 0 => {
+            Some((side(size.height())?, side(size.width())?))
+        }
+        _ => None,
+    };
+    let into = plan.slot();
+    plan.ops.push(Op::OpenPty { root, into, size, owner: process.user().uid() });
+    Ok(into)
+}
+
+/// The working directory, clean.
+pub(super) fn cwd(process: &Process) -> Result<String> {
+    if !process.cwd().is_absolute() {
+        return Err(Error::invalid(format!("process.cwd: {:?} is not absolute", process.cwd())));
+    }
+    Ok(clean(process.cwd()))
+}
+
+/// Makes the working directory. Before the root turns read-only.
+pub(super) fn make_cwd(plan: &mut Plan, process: &Process, root: Slot) -> Result<()> {
+    let cwd = cwd(process)?;
+    if cwd != "/" {
+        let mut target = target("process.cwd", &cwd, Missing::Directory)?;
+        target.inside_proc = true;
+        plan.ops.push(Op::MakeDir { root, target, mode: 0o755 });
+    }
+    Ok(())
+}
+
+/// The rest, inside the container: up to the program itself.
+pub(super) fn run(
+    plan: &mut Plan,
+    process: &Process,
+    pty: Option<Slot>,
+    facts: &Facts,
+) -> Result<()> {
+    let user = process.user();
+    let gids = user.additional_gids().clone().unwrap_or_default();
+    for (field, ids) in
+        [("uid", &[user.uid()][..]), ("gid", &[user.gid()]), ("additionalGids", &gids)]
+    {
+        // setresuid(2) takes it as "leave it as it is": root would stay root.
+        if ids.contains(&u32::MAX) {
+            return Err(Error::invalid(format!("process.user.{field}: {} is no id", u32::MAX)));
+        }
+    }
+    let umask = user.umask().unwrap_or(0o022);
+    if umask & !0o777 != 0 {
+        return Err(Error::invalid(format!("process.user.umask: {umask:#o} is no umask")));
+    }
+    let cwd = cstring("process.cwd", &cwd(process)?)?;
+    let candidates = program(plan, process)?;
+    let rights = Rights::of(process, facts.last_cap)?;
+
+    plan.ops.extend([Op::ResetSignals, Op::Setsid]);
+    match pty {
+        Some(pty) => plan.ops.push(Op::Terminal { pty }),
+        None => stdio(plan),
+    }
+    plan.ops.push(Op::Umask { mask: umask });
+    plan.ops.push(Op::Chdir { path: cwd.clone(), retry: true });
+    environment(plan, process)?;
+    rlimits(plan, process)?;
+    plan.ops.extend([
+        Op::BoundingSet { keep: rights.bounding },
+        Op::KeepCaps { on: true },
+        Op::ChownStdio { uid: user.uid() },
+        Op::Groups { gids },
+        Op::Gid { gid: user.gid() },
+        Op::Uid { uid: user.uid() },
+        Op::Chdir { path: cwd, retry: false },
+        Op::VerifyCwd,
+        Op::KeepCaps { on: false },
+        Op::Capset {
+            effective: rights.effective,
+            permitted: rights.permitted,
+            inheritable: rights.inheritable,
+        },
+        Op::Ambient { caps: rights.ambient },
+    ]);
+    if process.no_new_privileges() == Some(true) {
+        plan.ops.push(Op::NoNewPrivs);
+    }
+    plan.ops.push(Op::FindExecutable { candidates });
+    plan.ops.extend([Op::CloseFds, Op::Ready, Op::Exec]);
+    Ok(())
+}
+
+/// 0, 1 and 2 as the parent gives them.
+pub(super) fn stdio(plan: &mut Plan) {
+    for number in 0..3 {
+        let from = plan.input(Input::Stdio(number));
+        plan.ops.push(Op::Dup { from, to: number.into() });
+    }
+}
+
+/// `args`, and where its first one may be.
+fn program(plan: &mut Plan, process: &Process) -> Result<Vec<CString>> {
+    let args = process.args().as_deref().unwrap_or_default();
+    let Some(name) = args.first().filter(|name| !name.is_empty()) else {
+        return Err(Error::invalid("process.args names no program"));
+    };
+    let text = |(i, arg): (usize, &String)| cstring(format_args!("process.args[{i}]"), arg);
+    plan.args = args.iter().enumerate().map(text).collect::<Result<_>>()?;
+    if name.contains('/') {
+        return Ok(vec![plan.args[0].clone()]);
+    }
+    let env = process.env().iter().flatten();
+    let path = env.filter_map(|entry| entry.strip_prefix("PATH=")).next_back();
+    let path = path.unwrap_or(DEFAULT_PATH);
+    // An element that is not absolute would find a program in the working directory.
+    let absolute = path.split(':').filter(|element| element.starts_with('/'));
+    let file = |element: &str| format!("{}/{name}", element.trim_end_matches('/'));
+    absolute.map(|element| cstring("process.env: PATH", &file(element))).collect()
+}
+
+/// The last of several entries with one name counts. A missing or empty `HOME` is looked up.
+fn environment(plan: &mut Plan, process: &Process) -> Result<()> {
+    let env = process.env().as_deref().unwrap_or_default();
+    let mut seen = std::collections::HashSet::new();
+    let mut kept = Vec::with_capacity(env.len() + 1);
+    for (i, entry) in env.iter().enumerate().rev() {
+        let field = format!("process.env[{i}]");
+        let name = match entry.split_once('=') {
+            None => return Err(Error::invalid(format!("{field}: {entry:?} has no \"=\""))),
+            Some(("", _)) => return Err(Error::invalid(format!("{field}: {entry:?} has no name"))),
+            Some((name, _)) => name,
+        };
+        let text = cstring(field, entry)?;
+        if seen.insert(name) && entry != "HOME=" {
+            kept.push(text);
+        }
+    }
+    kept.reverse();
+    if !kept.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
+        // The child fills it in.
+        kept.push(c"HOME=".into());
+        plan.ops.push(Op::Home { uid: process.user().uid() });
+    }
+    plan.env = kept;
+    Ok(())
+}
+
+fn rlimits(plan: &mut Plan, process: &Process) -> Result<()> {
+    let mut seen = 0u32;
+    for (i, limit) in process.rlimits().iter().flatten().enumerate() {
+        let resource = resource(limit.typ());
+        let (soft, hard) = (limit.soft(), limit.hard());
+        let field = format!("process.rlimits[{i}]");
+        if seen & (1 << resource) != 0 {
+            return Err(Error::invalid(format!("{field}: a second {}", limit.typ())));
+        }
+        if soft > hard {
+            return Err(Error::invalid(format!("{field}: soft {soft} is above hard {hard}")));
+        }
+        seen |= 1 << resource;
+        plan.ops.push(Op::Rlimit { resource, soft, hard });
+    }
+    Ok(())
+}
+
+/// The kernel's numbers; libc's constants differ in type from one C library to the other.
+fn resource(typ: Limit) -> u32 {
+    match typ {
+        Limit::RlimitCpu => 0,
+        Limit::RlimitFsize => 1,
+        Limit::RlimitData => 2,
+        Limit::RlimitStack => 3,
+        Limit::RlimitCore => 4,
+        Limit::RlimitRss => 5,
+        Limit::RlimitNproc => 6,
+        Limit::RlimitNofile => 7,
+        Limit::RlimitMemlock => 8,
+        Limit::RlimitAs => 9,
+        Limit::RlimitLocks => 10,
+        Limit::RlimitSigpending => 11,
+        Limit::RlimitMsgqueue => 12,
+        Limit::RlimitNice => 13,
+        Limit::RlimitRtprio => 14,
+        Limit::RlimitRttime => 15,
+    }
+}
+
+/// The five sets as bits.
+struct Rights {
+    bounding: u64,
+    effective: u64,
+    permitted: u64,
+    inheritable: u64,
+    ambient: u64,
+}
+
+impl Rights {
+    /// None given is none: a default would be full rights for who forgot to ask for less.
+    fn of(process: &Process, last_cap: u8) -> Result<Rights> {
+        let Some(sets) = process.capabilities() else {
+            return Ok(Rights {
+                bounding: 0,
+                effective: 0,
+                permitted: 0,
+                inheritable: 0,
+                ambient: 0,
+            });
+        };
+        let known = u64::MAX >> (63 - u32::from(last_cap.min(63)));
+        let bits = |set: &Option<Capabilities>| {
+            let names = set.iter().flatten().map(|cap| format!("CAP_{cap}"));
+            let caps = names.filter_map(|name| name.parse::<caps::Capability>().ok());
+            caps.fold(0, |bits, cap| bits | cap.bitmask()) & known
+        };
+        let (effective, permitted) = (bits(sets.effective()), bits(sets.permitted()));
+        let inheritable = bits(sets.inheritable());
+        let beyond = effective & !permitted;
+        if let Some(cap) = caps::all().into_iter().find(|cap| beyond & cap.bitmask() != 0) {
+            let text = format!("process.capabilities.effective: {cap} is not in permitted");
+            return Err(Error::invalid(text));
+        }
+        // The kernel raises no other ones; runc warns and goes on.
+        let ambient = bits(sets.ambient()) & permitted & inheritable;
+        Ok(Rights { bounding: bits(sets.bounding()), effective, permitted, inheritable, ambient })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use serde_json::{Value, json};
+
+    fn planned(patch: Value) -> Result<Plan> {
+        let mut process = json!({"user": {}, "cwd": "/", "args": ["sh"]});
+        process.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
+        let process: Process = serde_json::from_value(process).unwrap();
+        let mut plan = Plan::default();
+        supported(&process)?;
+        let facts = Facts { last_cap: 40, ..Facts::default() };
+        early(&mut plan, &process, &facts)?;
+        run(&mut plan, &process, None, &facts)?;
+        Ok(plan)
+    }
+
+    fn step(patch: Value, start: &str) -> String {
+        let plan = planned(patch).unwrap();
+        let all: Vec<_> = plan.ops.iter().map(|op| op.to_string()).collect();
+        all.into_iter().find(|op| op.starts_with(start)).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_program_is_looked_for_where_its_path_says() {
+        let find = |env: Value, name: &str| {
+            step(json!({"env": env, "args": [name]}), "find").replace("find executable ", "")
+        };
+        assert_eq!(find(json!(["PATH=/a:/b/:c::/"]), "x"), r#"["/a/x", "/b/x", "/x"]"#);
+        assert_eq!(find(json!(["PATH=/a", "PATH=/b"]), "x"), r#"["/b/x"]"#);
+        assert_eq!(find(json!(["PATH=/a"]), "./x"), r#"["./x"]"#);
+        assert_eq!(find(json!(["PATH="]), "x"), "[]");
+        assert!(find(json!(null), "x").starts_with(r#"["/usr/local/sbin/x", "#));
+    }
+
+    #[test]
+    fn the_last_of_equal_names_counts_and_home_comes_last() {
+        let plan = planned(json!({"env": ["A=1", "HOME=", "B=2", "A=3", "C="]})).unwrap();
+        assert_eq!(plan.env, [c"B=2".to_owned(), c"A=3".into(), c"C=".into(), c"HOME=".into()]);
+        assert!(plan.ops.contains(&Op::Home { uid: 0 }));
+        let plan = planned(json!({"env": ["HOME=/root", "A=1"]})).unwrap();
+        assert_eq!(plan.env, [c"HOME=/root".to_owned(), c"A=1".into()]);
+        assert!(!plan.ops.iter().any(|op| matches!(op, Op::Home { .. })));
+        // As runc: the empty one that comes last hides the one before.
+        let plan = planned(json!({"env": ["HOME=/root", "HOME="]})).unwrap();
+        assert_eq!(plan.env, [c"HOME=".to_owned()]);
+    }
+
+    #[test]
+    fn capabilities_are_those_named() {
+        let caps = json!({"bounding": ["CAP_CHOWN", "CAP_CHECKPOINT_RESTORE"],
+            "permitted": ["CAP_CHOWN", "CAP_KILL"], "effective": ["CAP_CHOWN"],
+            "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL", "CAP_CHOWN"]});
+        let caps = json!({"capabilities": caps});
+        assert_eq!(step(caps.clone(), "bounding"), "bounding set 0x10000000001");
+        assert_eq!(step(caps.clone(), "capset"), "capset eff=0x1 perm=0x21 inh=0x20");
+        assert_eq!(step(caps, "ambient"), "ambient 0x20");
+        let nothing = json!({});
+        assert_eq!(step(nothing.clone(), "bounding"), "bounding set 0x0");
+        assert_eq!(step(nothing, "capset"), "capset eff=0x0 perm=0x0 inh=0x0");
+    }
+
+    #[test]
+    fn a_capability_that_the_kernel_lacks_is_dropped() {
+        let caps = json!({"bounding": ["CAP_CHOWN", "CAP_BPF"]});
+        let process = json!({"user": {}, "cwd": "/", "capabilities": caps});
+        let process: Process = serde_json::from_value(process).unwrap();
+        assert_eq!(Rights::of(&process, 38).unwrap().bounding, 1);
+        assert_eq!(Rights::of(&process, 39).unwrap().bounding, 1 | 1 << 39);
+    }
+
+    #[test]
+    fn no_new_privileges_only_if_true() {
+        let want = "no new privileges";
+        assert_eq!(step(json!({"noNewPrivileges": true}), want), want);
+        assert_eq!(step(json!({"noNewPrivileges": false}), want), "");
+    }
+
+    #[test]
+    fn rlimits_by_number() {
+        let limits = json!([{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}]);
+        assert_eq!(step(json!({"rlimits": limits}), "rlimit"), "rlimit 7 1:2");
+        assert_eq!((resource(Limit::RlimitCpu), resource(Limit::RlimitRttime)), (0, 15));
+        // As far as the C library's constants can be compared on this machine.
+        assert_eq!(resource(Limit::RlimitNproc), libc::RLIMIT_NPROC);
+        assert_eq!(resource(Limit::RlimitMsgqueue), libc::RLIMIT_MSGQUEUE);
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_field() {
+        for (patch, want) in [
+            (json!({"args": []}), "process.args names no program"),
+            (json!({"args": [""]}), "process.args names no program"),
+            (json!({"args": ["a", "b\0"]}), "process.args[1] contains a NUL byte"),
+            (json!({"cwd": "tmp"}), "process.cwd: \"tmp\" is not absolute"),
+            (json!({"cwd": ""}), "process.cwd: \"\" is not absolute"),
+            (json!({"env": ["A"]}), "process.env[0]: \"A\" has no \"=\""),
+            (json!({"env": ["A=", "=1"]}), "process.env[1]: \"=1\" has no name"),
+            (json!({"env": ["A=\0"]}), "process.env[0] contains a NUL byte"),
+            (json!({"user": {"uid": u32::MAX}}), "process.user.uid: 4294967295 is no id"),
+            (json!({"user": {"gid": u32::MAX}}), "process.user.gid: 4294967295 is no id"),
+            (
+                json!({"user": {"additionalGids": [1, u32::MAX]}}),
+                "process.user.additionalGids: 4294967295 is no id",
+            ),
+            (json!({"user": {"umask": 0o1000}}), "process.user.umask: 0o1000 is no umask"),
+            (
+                json!({"oomScoreAdj": 1001}),
+                "process.oomScoreAdj: 1001 is not between -1000 and 1000",
+            ),
+            (
+                json!({"rlimits": [{"type": "RLIMIT_AS", "soft": 2, "hard": 1}]}),
+                "process.rlimits[0]: soft 2 is above hard 1",
+            ),
+            (
+                json!({"rlimits": [{"type": "RLIMIT_AS"}, {"type": "RLIMIT_AS"}]}),
+                "process.rlimits[1]: a second RLIMIT_AS",
+            ),
+            (
+                json!({"capabilities": {"effective": ["CAP_KILL"]}}),
+                "process.capabilities.effective: CAP_KILL is not in permitted",
+            ),
+        ] {
+            let error = planned(patch).unwrap_err();
+            assert_eq!((error.to_string().as_str(), error.kind()), (want, Kind::InvalidArgument));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_refused_by_name() {
+        for (field, value) in [
+            ("apparmorProfile", json!("cri-containerd.apparmor.d")),
+            ("selinuxLabel", json!("system_u:system_r:container_t:s0")),
+            ("scheduler", json!({"policy": "SCHED_IDLE"})),
+            ("ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1})),
+            ("execCPUAffinity", json!({"final": "0"})),
+        ] {
+            let error = planned(json!({field: value})).unwrap_err();
+            assert_eq!(error.to_string(), format!("process.{field} is not supported"));
+            assert_eq!(error.kind(), Kind::Unimplemented);
+        }
+        assert!(planned(json!({"apparmorProfile": "", "selinuxLabel": ""})).is_ok());
+        assert!(planned(json!({"apparmorProfile": "unconfined", "execCPUAffinity": {}})).is_ok());
+    }
+}

@@ -1,0 +1,369 @@
+//! The root file system: containerd's mounts, opened before anything else is touched, and put at
+//! exactly `root.path` inside the container's mount namespace, where hooks and tools look for it.
+//!
+//! It must never leave a mount that a mount made inside the container could travel out of.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+
+use libc::{MOUNT_ATTR_RDONLY, MS_PRIVATE};
+use oci_spec::runtime::Spec;
+
+use super::options::Options;
+use super::paths::{clean, cpath, cstring, on_host, target};
+use super::{Attr, Facts, Missing, Op, Param, Plan, RootfsMount, Slot};
+use crate::error::{Doing, Error, Result};
+
+/// `fsconfig(2)` takes no longer string.
+const LONGEST_VALUE: usize = 255;
+/// `mount(2)` takes one page.
+const LONGEST_PAGE: usize = 4095;
+/// `OVL_MAX_STACK` of the kernel.
+const MOST_LAYERS: usize = 500;
+
+/// A source is a descriptor.
+const MOST_MOUNTS: usize = 512;
+
+/// Mounts that are open, or to be mounted the old way; each with its place beneath the root.
+#[derive(Debug)]
+pub(super) struct Rootfs {
+    /// `root.path` on the host.
+    pub path: PathBuf,
+    opened: Vec<(String, String, Opened)>,
+}
+
+#[derive(Debug)]
+enum Opened {
+    Mount(Slot),
+    /// For `mount(2)`, which can only come once nothing propagates.
+    Old(Op),
+}
+
+/// Opens what the root file system is made of. Before `Propagate`.
+pub(super) fn open(plan: &mut Plan, spec: &Spec, facts: &Facts) -> Result<Rootfs> {
+    let Some(root) = spec.root() else { return Err(Error::invalid("root is missing")) };
+    if root.path().as_os_str().is_empty() {
+        return Err(Error::invalid("root.path is empty"));
+    }
+    let path = on_host(&facts.bundle, root.path());
+    if path == Path::new("/") {
+        return Err(Error::invalid("root.path is the host's root"));
+    }
+    let count = facts.rootfs.len();
+    if count > MOST_MOUNTS {
+        return Err(Error::invalid(format!("rootfs: {count} mounts, the limit is {MOST_MOUNTS}")));
+    }
+    let mut opened = Vec::new();
+    if !facts.rootfs.iter().any(|mount| at(mount) == "/") {
+        let slot = bind(plan, cpath("root.path", &path)?, true, Attr::default());
+        opened.push(("/".into(), path.display().to_string(), Opened::Mount(slot)));
+    }
+    for (i, mount) in facts.rootfs.iter().enumerate() {
+        let one = open_one(plan, mount, &path, facts).doing(|| format!("rootfs[{i}]"))?;
+        opened.push((at(mount), mount.source.clone(), one));
+    }
+    Ok(Rootfs { path, opened })
+}
+
+fn at(mount: &RootfsMount) -> String {
+    clean(Path::new(&mount.target))
+}
+
+/// Clones a host path's mount; private, or the host would see what is mounted in it.
+fn bind(plan: &mut Plan, source: CString, recursive: bool, attr: Attr) -> Slot {
+    let into = plan.slot();
+    plan.ops.push(Op::OpenTree { source, into, recursive });
+    if attr != Attr::default() {
+        plan.ops.push(Op::SetAttr { mount: into, attr });
+    }
+    let attr = Attr { propagation: MS_PRIVATE, recursive, ..Attr::default() };
+    plan.ops.push(Op::SetAttr { mount: into, attr });
+    into
+}
+
+fn open_one(plan: &mut Plan, mount: &RootfsMount, root: &Path, facts: &Facts) -> Result<Opened> {
+    let named = |name: &str| mount.options.iter().any(|o| o.starts_with(name));
+    if let Some(name) = ["uidmap=", "gidmap="].into_iter().find(|name| named(name)) {
+        return Err(Error::unimplemented(format!("{name:?}")));
+    }
+    if mount.fstype.starts_with("fuse.") || mount.fstype.starts_with("fuse3.") {
+        return Err(Error::unimplemented(format!("type {:?}", mount.fstype)));
+    }
+    let options: Vec<String> =
+        mount.options.iter().filter(|o| !o.starts_with("X-containerd.")).cloned().collect();
+    let options = Options::parse(&options).doing(|| "options")?;
+    if options.remount {
+        return Err(Error::unimplemented("\"remount\""));
+    }
+    if options.bind.is_some() || mount.fstype == "bind" {
+        if let Some(param) = options.params.first() {
+            let text = format!("options: {:?} has no meaning for a bind mount", param.key);
+            return Err(Error::invalid(text));
+        }
+        let source = cpath("source", &on_host(&facts.bundle, Path::new(&mount.source)))?;
+        let recursive = options.bind == Some(true);
+        let attr = Attr { clear: 0, ..options.own.attr(false) };
+        return Ok(Opened::Mount(bind(plan, source, recursive, attr)));
+    }
+    let overlay = mount.fstype == "overlay";
+    let layers = match options.params.iter().find(|p| overlay && p.key.as_c_str() == c"lowerdir") {
+        Some(param) => layers(param)?,
+        None => Vec::new(),
+    };
+    let mut params = fs_params(&options, &mount.source)?;
+    for param in &options.params {
+        let lower = !layers.is_empty() && param.key.as_c_str() == c"lowerdir";
+        match lower && facts.overlay_lowerdir_plus {
+            true => params.extend(layers.iter().map(Layer::param)),
+            false => params.push(param.clone()),
+        }
+    }
+    if params.iter().flat_map(|p| &p.value).any(|v| v.as_bytes().len() > LONGEST_VALUE) {
+        return old_mount(mount, &options, &layers, root).map(Opened::Old);
+    }
+    let (fstype, into) = (cstring("type", &mount.fstype)?, plan.slot());
+    plan.ops.push(Op::NewMount { fstype, params, attr: options.new_mount(), into });
+    Ok(Opened::Mount(into))
+}
+
+/// The source, and the flags of the superblock. A device may itself be read-only, so there `ro`
+/// is for the file system as well; one without a device may be the only one of its kind, shared
+/// with the host, which must not turn read-only with ours.
+pub(super) fn fs_params(options: &Options, source: &str) -> Result<Vec<Param>> {
+    let mut params = Vec::new();
+    if !source.is_empty() {
+        params.push(Param { key: c"source".into(), value: Some(cstring("source", source)?) });
+    }
+    params.extend(options.superblock_params().doing(|| "options")?);
+    if source.starts_with('/') && options.new_mount() & MOUNT_ATTR_RDONLY != 0 {
+        params.push(Param { key: c"ro".into(), value: None });
+    }
+    Ok(params)
+}
+
+/// One lower directory of an overlay.
+struct Layer {
+    /// As given, with its escapes.
+    escaped: Vec<u8>,
+    /// After `::`: holds data only.
+    data_only: bool,
+}
+
+impl Layer {
+    /// `lowerdir+` takes the path as it is, without the escapes of `lowerdir`.
+    fn param(&self) -> Param {
+        let mut raw = Vec::with_capacity(self.escaped.len());
+        let mut bytes = self.escaped.iter();
+        while let Some(byte) = bytes.next() {
+            raw.push(if *byte == b'\\' { *bytes.next().unwrap_or(byte) } else { *byte });
+        }
+        let key = if self.data_only { c"datadir+" } else { c"lowerdir+" };
+        // Came out of a CString.
+        Param { key: key.into(), value: CString::new(raw).ok() }
+    }
+}
+
+fn layers(lowerdir: &Param) -> Result<Vec<Layer>> {
+    let bytes = lowerdir.value.as_deref().unwrap_or_default().to_bytes();
+    let mut layers = vec![Layer { escaped: Vec::new(), data_only: false }];
+    let mut escape = false;
+    for &byte in bytes {
+        let last = layers.len() - 1;
+        if byte == b':' && !escape {
+            // `a::b`: the empty one in between makes `b` a data-only layer.
+            match layers[last].escaped.is_empty() && !layers[last].data_only && last > 0 {
+                true => layers[last].data_only = true,
+                false => layers.push(Layer { escaped: Vec::new(), data_only: false }),
+            }
+            continue;
+        }
+        escape = byte == b'\\' && !escape;
+        layers[last].escaped.push(byte);
+    }
+    if layers.iter().any(|layer| layer.escaped.is_empty()) {
+        return Err(Error::invalid("options: lowerdir has an empty part"));
+    }
+    if layers.len() > MOST_LAYERS {
+        let have = layers.len();
+        let text = format!("options: lowerdir has {have} parts, overlay takes {MOST_LAYERS}");
+        return Err(Error::invalid(text));
+    }
+    Ok(layers)
+}
+
+/// What is too long for `fsconfig(2)`: the lower directories by names relative to the longest
+/// directory that they share.
+fn old_mount(mount: &RootfsMount, options: &Options, layers: &[Layer], root: &Path) -> Result<Op> {
+    if at(mount) != "/" {
+        return Err(Error::unimplemented("such long options below the root"));
+    }
+    let shared = shared_directory(layers);
+    let mut page: Vec<u8> = Vec::new();
+    for param in &options.params {
+        if !page.is_empty() {
+            page.push(b',');
+        }
+        page.extend(param.key.as_bytes());
+        if !layers.is_empty() && param.key.as_c_str() == c"lowerdir" {
+            page.push(b'=');
+            for (i, layer) in layers.iter().enumerate() {
+                page.extend(match (i, layer.data_only) {
+                    (0, _) => &b""[..],
+                    (_, false) => b":",
+                    (_, true) => b"::",
+                });
+                page.extend(&layer.escaped[shared..]);
+            }
+        } else if let Some(value) = &param.value {
+            page.push(b'=');
+            page.extend(value.as_bytes());
+        }
+    }
+    if page.len() > LONGEST_PAGE {
+        let text = format!("options: {} bytes, mount(2) takes {LONGEST_PAGE}", page.len());
+        return Err(Error::invalid(text));
+    }
+    let chdir = match (shared, layers.first()) {
+        (0, _) | (_, None) => None,
+        (shared, Some(first)) => {
+            let above = Layer { escaped: first.escaped[..shared].to_vec(), data_only: false };
+            above.param().value
+        }
+    };
+    Ok(Op::OldMount {
+        chdir,
+        source: cstring("source", &mount.source)?,
+        target: cpath("root.path", root)?,
+        fstype: cstring("type", &mount.fstype)?,
+        flags: options.old_flags(),
+        data: CString::new(page).map_err(|_| Error::invalid("options contain a NUL byte"))?,
+    })
+}
+
+/// How many bytes of every layer's path name the directory that all share, slash included.
+fn shared_directory(layers: &[Layer]) -> usize {
+    let Some((first, rest)) = layers.split_first() else { return 0 };
+    let mut shared = first.escaped.len();
+    for layer in rest {
+        let same = first.escaped.iter().zip(&layer.escaped).take_while(|(a, b)| a == b).count();
+        shared = shared.min(same);
+    }
+    let end = first.escaped[..shared].iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+    // Nothing is won by a chdir to the root, and a name must remain.
+    let named = layers.iter().all(|layer| layer.escaped.len() > end);
+    if end > 1 && named { end } else { 0 }
+}
+
+/// Attaches it and opens the root of all targets. After `Propagate`.
+pub(super) fn attach(plan: &mut Plan, rootfs: Rootfs) -> Result<Slot> {
+    let path = cpath("root.path", &rootfs.path)?;
+    let mut beneath = Vec::new();
+    for (at, source, opened) in rootfs.opened {
+        match opened {
+            Opened::Old(op) => plan.ops.push(op),
+            Opened::Mount(mount) if at == "/" => {
+                plan.ops.push(Op::AttachRootfs { mount, path: path.clone() });
+            }
+            Opened::Mount(mount) => beneath.push((at, source, mount)),
+        }
+    }
+    let root = plan.slot();
+    plan.ops.push(Op::OpenRootfs { path, into: root });
+    for (at, source, mount) in beneath {
+        let target = target("rootfs target", &at, Missing::LikeSource)?;
+        plan.ops.push(Op::Attach { mount, source: cstring("source", &source)?, root, target });
+    }
+    Ok(root)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overlay(options: &[&str], plus: bool) -> Result<Vec<String>> {
+        let options = options.iter().map(|o| o.to_string()).collect();
+        let mount = RootfsMount {
+            fstype: "overlay".into(),
+            source: "overlay".into(),
+            options,
+            ..RootfsMount::default()
+        };
+        let facts = Facts { overlay_lowerdir_plus: plus, ..Facts::default() };
+        let mut plan = Plan::default();
+        let opened = open_one(&mut plan, &mount, Path::new("/b/rootfs"), &facts)?;
+        if let Opened::Old(op) = opened {
+            plan.ops.push(op);
+        }
+        Ok(plan.ops.iter().map(|op| op.to_string()).collect())
+    }
+
+    #[test]
+    fn lower_directories_one_by_one_and_unescaped() {
+        let ops = overlay(&["index=off", "lowerdir=/a\\:b:/c\\\\d::/e::/f", "ro"], true).unwrap();
+        let want = "new mount overlay -> #0 [ro] source=overlay,index=off,lowerdir+=/a:b,\
+            lowerdir+=/c\\d,datadir+=/e,datadir+=/f";
+        assert_eq!(ops, [want]);
+    }
+
+    #[test]
+    fn lower_directories_in_one_string() {
+        let ops = overlay(&["lowerdir=/a\\:b:/c", "upperdir=/u"], false).unwrap();
+        let want = "new mount overlay -> #0 [] source=overlay,lowerdir=/a\\:b:/c,upperdir=/u";
+        assert_eq!(ops, [want]);
+    }
+
+    #[test]
+    fn long_ones_by_mount_after_chdir() {
+        let snapshots = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots";
+        let lower: Vec<_> = (1..9).map(|i| format!("{snapshots}/{i}/fs")).collect();
+        let lower = format!("lowerdir={}", lower.join(":"));
+        let ops = overlay(&["upperdir=/u", &lower, "ro", "nosuid"], false).unwrap();
+        let names = "1/fs:2/fs:3/fs:4/fs:5/fs:6/fs:7/fs:8/fs";
+        let want = format!(
+            "mount(\"overlay\", \"/b/rootfs\", \"overlay\", 0x3, \"upperdir=/u,lowerdir={names}\") \
+             in \"{snapshots}/\""
+        );
+        assert_eq!(ops, [want]);
+        assert_eq!(overlay(&["upperdir=/u", &lower], true).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_shared_directory_leaves_a_name_to_each() {
+        let shared = |paths: &[&str]| {
+            let layer = |p: &&str| Layer { escaped: p.as_bytes().to_vec(), data_only: false };
+            shared_directory(&paths.iter().map(layer).collect::<Vec<_>>())
+        };
+        assert_eq!(shared(&["/s/10/fs", "/s/1/fs"]), 3);
+        assert_eq!(shared(&["/s/1/fs"]), 5);
+        assert_eq!(shared(&["/a/fs", "/b/fs"]), 0);
+        assert_eq!(shared(&["/a/b/", "/a/b/c"]), 0);
+    }
+
+    #[test]
+    fn refusals() {
+        let long = format!("lowerdir=/l{}", ":/l".repeat(500));
+        for (option, want) in [
+            (&*long, "options: lowerdir has 501 parts, overlay takes 500"),
+            ("lowerdir=/a::", "options: lowerdir has an empty part"),
+            ("lowerdir=", "options: lowerdir has an empty part"),
+            ("uidmap=0:1:2", "\"uidmap=\" is not supported"),
+            ("loop", "options: \"loop\" is not supported"),
+            ("remount", "\"remount\" is not supported"),
+        ] {
+            assert_eq!(overlay(&[option], true).unwrap_err().to_string(), want);
+        }
+        let data = format!("x={}", "y".repeat(5000));
+        let error = overlay(&[&data], true).unwrap_err();
+        assert_eq!(error.to_string(), "options: 5002 bytes, mount(2) takes 4095");
+    }
+
+    #[test]
+    fn read_only_reaches_the_file_system_of_a_device() {
+        let options = Options::parse(&["ro".into(), "sync".into()]).unwrap();
+        let keys = |source: &str| -> Vec<_> {
+            fs_params(&options, source).unwrap().into_iter().map(|p| p.key).collect()
+        };
+        assert_eq!(keys("/dev/sda"), [c"source".to_owned(), c"sync".into(), c"ro".into()]);
+        assert_eq!(keys("debugfs"), [c"source".to_owned(), c"sync".into()]);
+    }
+}

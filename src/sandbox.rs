@@ -1,0 +1,488 @@
+//! A pod's sandbox: the namespaces that this process enters, the files and the `/dev/shm` that its
+//! containers share, and a holder where they share a PID namespace.
+//!
+//! Its state changes only here. Status, Ping and Platform must never wait for any of it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::bundle;
+use crate::error::{Doing, Error, Kind, Result};
+use crate::events::Exit;
+use crate::launch::{self, Child};
+use crate::namespaces::{self, Entered, Wanted};
+use crate::plan::{self, Facts, Input};
+use crate::reaper::{ExitWatch, Reaper, ended};
+use crate::api::{CreateSandbox, Dns, NamespaceMode, PodConfig, SandboxStatus, StartedSandbox};
+use crate::sys;
+
+/// Below the sandbox's bundle: what its containers see in `/etc`.
+const FILES: &str = "etc";
+/// As CRI's own pause sandbox has it.
+const SHM_SIZE: &std::ffi::CStr = c"67108864";
+
+/// One pod's sandbox.
+#[derive(Debug)]
+pub struct Sandbox {
+    pub id: String,
+    pub config: PodConfig,
+    bundle: PathBuf,
+    netns: Option<PathBuf>,
+    created_at: SystemTime,
+    stage: Stage,
+    exit: watch::Sender<Option<Exit>>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Created,
+    /// StartSandbox is at work on it.
+    Starting,
+    Ready(Ready),
+    Stopped,
+}
+
+/// What a started sandbox holds.
+#[derive(Debug)]
+pub struct Ready {
+    entered: Entered,
+    holder: Option<Holder>,
+    shm: Option<Shm>,
+}
+
+#[derive(Debug)]
+struct Holder {
+    pid: u32,
+    pidfd: Arc<OwnedFd>,
+    exit: ExitWatch,
+}
+
+/// The pod's `/dev/shm`.
+#[derive(Debug)]
+struct Shm {
+    mount: OwnedFd,
+    /// Where it is attached on the host, if this kernel cannot clone a detached mount (< 6.15).
+    attached: Option<PathBuf>,
+}
+
+impl Sandbox {
+    /// Writes the pod's files. Nothing runs yet.
+    pub fn create(request: CreateSandbox) -> Result<Sandbox> {
+        bundle::check_id(&request.id)?;
+        if request.config.user_namespace {
+            return Err(Error::unimplemented("namespace_options.userns_options: a pod's user namespace"));
+        }
+        if request.config.network != NamespaceMode::Node && request.netns_path.is_empty() {
+            return Err(Error::invalid("netns_path is empty, and the pod does not use the host's network"));
+        }
+        for name in request.config.sysctls.keys() {
+            let file = plan::sysctl_file(name, own_namespaces(&request.config));
+            file.doing(|| format!("sysctl {name:?}"))?;
+        }
+        write_files(&request.bundle, &request.config)?;
+        let netns = (!request.netns_path.is_empty()).then(|| PathBuf::from(&request.netns_path));
+        Ok(Sandbox {
+            id: request.id,
+            config: request.config,
+            bundle: request.bundle,
+            netns,
+            created_at: SystemTime::now(),
+            stage: Stage::Created,
+            exit: watch::channel(None).0,
+        })
+    }
+
+    /// Moves from created to starting; the caller then calls [`start`] and [`Sandbox::started`].
+    pub fn starting(&mut self) -> Result<StartRequest> {
+        match self.stage {
+            Stage::Created => self.stage = Stage::Starting,
+            _ => return Err(self.wrong_state("start")),
+        }
+        Ok(StartRequest {
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            netns: self.netns.clone(),
+            config: self.config.clone(),
+        })
+    }
+
+    /// Moves from starting to ready, or back to created. A sandbox that was stopped meanwhile
+    /// gives the result back to be undone.
+    pub fn started(&mut self, result: Result<Ready>) -> Result<StartedSandbox, (Error, Option<Ready>)> {
+        match (&self.stage, result) {
+            (Stage::Starting, Ok(ready)) => {
+                self.stage = Stage::Ready(ready);
+                Ok(StartedSandbox { pid: self.pid(), created_at: self.created_at, spec: self.spec().to_string() })
+            }
+            (Stage::Starting, Err(error)) => {
+                self.stage = Stage::Created;
+                Err((error, None))
+            }
+            (_, result) => {
+                let error = self.wrong_state("start");
+                Err((error, result.ok()))
+            }
+        }
+    }
+
+    /// Moves to stopped; what it held is for the caller to take down. `None`: it already was.
+    pub fn stopping(&mut self) -> Option<Ready> {
+        match std::mem::replace(&mut self.stage, Stage::Stopped) {
+            Stage::Ready(ready) => Some(ready),
+            _ => None,
+        }
+    }
+
+    /// Completes every waiter.
+    pub fn stopped(&mut self, status: u32) {
+        self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            exit.get_or_insert(Exit { status, at: SystemTime::now() });
+            first
+        });
+    }
+
+    fn wrong_state(&self, verb: &str) -> Error {
+        let state = match self.stage {
+            Stage::Created => "created",
+            Stage::Starting => "starting",
+            Stage::Ready(_) => "ready",
+            Stage::Stopped => "stopped",
+        };
+        Error::new(Kind::FailedPrecondition, format!("{verb} sandbox {:?}: it is {state}", self.id))
+    }
+
+    /// How it ends.
+    pub fn exit(&self) -> ExitWatch {
+        self.exit.subscribe()
+    }
+
+    /// Whether it was started and not stopped.
+    pub fn ready(&self) -> Option<&Ready> {
+        match &self.stage {
+            Stage::Ready(ready) => Some(ready),
+            _ => None,
+        }
+    }
+
+    /// Whether it was stopped.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.stage, Stage::Stopped)
+    }
+
+    /// Whether StartSandbox has not come yet.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.stage, Stage::Created)
+    }
+
+    /// A process in all of the pod's namespaces: the holder, or this one.
+    fn pid(&self) -> u32 {
+        match self.ready().and_then(|ready| ready.holder.as_ref()) {
+            Some(holder) => holder.pid,
+            None => std::process::id(),
+        }
+    }
+
+    /// What SandboxStatus answers.
+    pub fn status(&self, verbose: bool) -> SandboxStatus {
+        let ready = self.ready().is_some();
+        SandboxStatus {
+            id: self.id.clone(),
+            pid: if self.is_stopped() { 0 } else { self.pid() },
+            ready,
+            created_at: self.created_at,
+            exited_at: self.exit.borrow().map(|exit| exit.at),
+            info: verbose.then(|| self.info().to_string()),
+        }
+    }
+
+    fn info(&self) -> serde_json::Value {
+        json!({
+            "pid": self.pid(),
+            "processStatus": if self.ready().is_some() { "running" } else { "stopped" },
+            "netNamespaceClosed": false,
+            "runtimeType": "io.containerd.rs.v2",
+            "runtimeSpec": self.spec(),
+        })
+    }
+
+    /// The OCI spec that a pause container would have had, as far as anybody reads it.
+    fn spec(&self) -> serde_json::Value {
+        let pid = self.pid();
+        let path = |kind: &str| format!("/proc/{pid}/ns/{kind}");
+        let mut namespaces = vec![json!({"type": "ipc", "path": path("ipc")}), json!({"type": "uts", "path": path("uts")})];
+        if let Some(netns) = &self.netns {
+            namespaces.push(json!({"type": "network", "path": netns}));
+        }
+        if self.config.pid == NamespaceMode::Pod {
+            namespaces.push(json!({"type": "pid", "path": path("pid")}));
+        }
+        let mut annotations: BTreeMap<&str, &str> =
+            self.config.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        annotations.insert("io.kubernetes.cri.container-type", "sandbox");
+        annotations.insert("io.kubernetes.cri.sandbox-id", &self.id);
+        annotations.insert("io.kubernetes.cri.sandbox-name", &self.config.name);
+        annotations.insert("io.kubernetes.cri.sandbox-namespace", &self.config.namespace);
+        annotations.insert("io.kubernetes.cri.sandbox-uid", &self.config.uid);
+        json!({
+            "ociVersion": "1.3.0",
+            "hostname": self.config.hostname,
+            "annotations": annotations,
+            "linux": {
+                "cgroupsPath": self.config.cgroup_parent,
+                "namespaces": namespaces,
+                "sysctl": self.config.sysctls,
+            },
+        })
+    }
+
+    /// The directory of `hosts`, `hostname` and `resolv.conf`.
+    pub fn files(&self) -> PathBuf {
+        self.bundle.join(FILES)
+    }
+}
+
+impl Ready {
+    /// The pod's `/dev/shm`, for a child to clone.
+    pub fn shm(&self) -> Result<Option<OwnedFd>> {
+        let dup = |shm: &Shm| shm.mount.try_clone().doing(|| "dup(/dev/shm)");
+        self.shm.as_ref().map(dup).transpose()
+    }
+
+    /// Runs `work` in the host's network namespace.
+    pub fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.entered.outside(work)
+    }
+
+    /// Takes everything down; every step runs.
+    pub async fn take_down(mut self) -> Result<()> {
+        let mut errors = Vec::new();
+        if let Some(holder) = &mut self.holder {
+            let _ = sys::fd::pidfd_signal(&holder.pidfd, libc::SIGKILL);
+            ended(&mut holder.exit).await;
+        }
+        errors.extend(self.entered.leave().err());
+        if let Some(path) = self.shm.as_ref().and_then(|shm| shm.attached.as_deref()) {
+            errors.extend(unmount_shm(path).err());
+        }
+        Error::join(errors)
+    }
+
+    /// How the holder ends, if there is one: the pod's processes end with it.
+    pub fn holder_exit(&self) -> Option<ExitWatch> {
+        self.holder.as_ref().map(|holder| holder.exit.clone())
+    }
+}
+
+/// Detaches a pod's `/dev/shm` from the host.
+pub fn unmount_shm(path: &Path) -> Result<()> {
+    let c_path = plan::cpath("shm", path)?;
+    match sys::raw::umount(&c_path, libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) {
+        Ok(_) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+        Err(errno) => return Err(Error::sys(format!("umount {path:?}"), errno)),
+    }
+    match std::fs::remove_dir(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(format!("rmdir {path:?}"), &e)),
+        _ => Ok(()),
+    }
+}
+
+/// What [`start`] needs of a sandbox, so that nothing is locked while it works.
+#[derive(Debug)]
+pub struct StartRequest {
+    pub id: String,
+    bundle: PathBuf,
+    netns: Option<PathBuf>,
+    config: PodConfig,
+}
+
+/// Enters the pod's namespaces and makes what its containers share. On an error nothing is left.
+pub async fn start(reaper: &Arc<Reaper>, request: StartRequest) -> Result<Ready> {
+    let host_network = request.netns.is_none();
+    let wanted = Wanted {
+        net: request.netns.as_deref(),
+        ipc: request.config.ipc != NamespaceMode::Node,
+        uts: !host_network,
+    };
+    let mut ready = Ready { entered: namespaces::enter(wanted)?, holder: None, shm: None };
+    match fill(reaper, &request, wanted, &mut ready).await {
+        Ok(()) => Ok(ready),
+        Err(error) => {
+            let undone = ready.take_down().await.err();
+            bundle::forget_server(&request.bundle);
+            Err(Error::all(error, undone))
+        }
+    }
+}
+
+async fn fill(reaper: &Arc<Reaper>, request: &StartRequest, wanted: Wanted<'_>, ready: &mut Ready) -> Result<()> {
+    let config = &request.config;
+    if wanted.uts && !config.hostname.is_empty() {
+        let name = config.hostname.as_bytes();
+        sys::raw::sethostname(name).doing(|| format!("sethostname {:?}", config.hostname))?;
+    }
+    for (name, value) in sysctls(config, wanted.net.is_some()) {
+        write_sysctl(&name, &value, config)?;
+    }
+    if wanted.ipc {
+        ready.shm = Some(make_shm(&request.bundle)?);
+    }
+    if config.pid == NamespaceMode::Pod {
+        ready.holder = Some(start_holder(reaper, &request.bundle).await?);
+    }
+    let holder = ready.holder.as_ref().map(|holder| holder.pid);
+    let record = bundle::ServerRecord {
+        version: bundle::RECORD_VERSION,
+        shim_pid: std::process::id(),
+        shim_start_time: bundle::start_time(std::process::id())?,
+        holder_pid: holder,
+        holder_start_time: holder.map(bundle::start_time).transpose()?,
+        shm_mount: ready.shm.as_ref().and_then(|shm| shm.attached.clone()),
+    };
+    record.write(&request.bundle)
+}
+
+/// The pod's sysctls and the two that CRI's pause sandbox sets by default.
+fn sysctls(config: &PodConfig, own_network: bool) -> BTreeMap<String, String> {
+    let mut all = config.sysctls.clone();
+    if own_network {
+        let mut default = |name: &str, value: &str| {
+            all.entry(name.into()).or_insert_with(|| value.into());
+        };
+        default("net.ipv4.ip_unprivileged_port_start", "0");
+        default("net.ipv4.ping_group_range", "0 2147483647");
+    }
+    all
+}
+
+/// The namespaces that a pod has of its own: this process writes its sysctls, and has the host's
+/// rest before it.
+fn own_namespaces(config: &PodConfig) -> i32 {
+    let own = |mode: NamespaceMode, flag: i32| if mode == NamespaceMode::Node { 0 } else { flag };
+    let net = libc::CLONE_NEWNET | libc::CLONE_NEWUTS;
+    own(config.network, net) | own(config.ipc, libc::CLONE_NEWIPC)
+}
+
+fn write_sysctl(name: &str, value: &str, config: &PodConfig) -> Result<()> {
+    let path = plan::sysctl_file(name, own_namespaces(config))?;
+    std::fs::write(&path, value).doing(|| format!("write {value:?} to {path:?}"))
+}
+
+fn make_shm(bundle: &Path) -> Result<Shm> {
+    let params = [(c"source", Some(c"shm")), (c"mode", Some(c"1777")), (c"size", Some(SHM_SIZE))];
+    let attr = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    let mount = sys::mount::new_mount(c"tmpfs", &params, attr).doing(|| "mount tmpfs for /dev/shm")?;
+    if sys::mount::clone_mount(mount.as_fd()).is_ok() {
+        return Ok(Shm { mount, attached: None });
+    }
+    let path = bundle.join("shm");
+    std::fs::create_dir_all(&path).doing(|| format!("mkdir {path:?}"))?;
+    let c_path = plan::cpath("shm", &path)?;
+    sys::mount::attach_at(mount.as_fd(), &c_path).doing(|| format!("move_mount(/dev/shm, {path:?})"))?;
+    Ok(Shm { mount, attached: Some(path) })
+}
+
+/// pid 1 of the pod. See `plan::holder` for how little it can do.
+async fn start_holder(reaper: &Arc<Reaper>, bundle: &Path) -> Result<Holder> {
+    let facts = Facts { bundle: bundle.to_owned(), ..Facts::default() };
+    let plan = plan::holder(&["containerd-shim-rs-v2", "holder"], &facts)?;
+    let exe = File::open("/proc/self/exe").doing(|| "open /proc/self/exe")?;
+    let doing = |e: Error| e.doing("start the holder of the pod's PID namespace");
+    let mut child: Child = launch::launch(reaper, plan, vec![(Input::Executable, exe.into())], None).map_err(doing)?;
+    child.ready().await.map_err(doing)?;
+    child.go().await.map_err(doing)?;
+    Ok(Holder { pid: child.pid, pidfd: child.pidfd, exit: child.exit })
+}
+
+fn write_files(bundle: &Path, config: &PodConfig) -> Result<()> {
+    let dir = bundle.join(FILES);
+    std::fs::create_dir_all(&dir).doing(|| format!("mkdir {dir:?}"))?;
+    let hostname = match config.hostname.as_str() {
+        "" => nix::unistd::gethostname().doing(|| "gethostname")?.to_string_lossy().into_owned(),
+        name => name.to_owned(),
+    };
+    let host_file = |path: &str| match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read.doing(|| format!("read {path}")),
+    };
+    let resolv_conf = match &config.dns {
+        Some(dns) => resolv_conf(dns).into_bytes(),
+        None => host_file("/etc/resolv.conf")?,
+    };
+    for (name, bytes) in [
+        ("hostname", format!("{hostname}\n").into_bytes()),
+        ("hosts", host_file("/etc/hosts")?),
+        ("resolv.conf", resolv_conf),
+    ] {
+        bundle::write_atomic(&dir.join(name), &bytes, 0o644)?;
+    }
+    Ok(())
+}
+
+fn resolv_conf(dns: &Dns) -> String {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text += &format!("search {}\n", dns.searches.join(" "));
+    }
+    for server in &dns.servers {
+        text += &format!("nameserver {server}\n");
+    }
+    if !dns.options.is_empty() {
+        text += &format!("options {}\n", dns.options.join(" "));
+    }
+    text
+}
+
+/// Removes what [`Sandbox::create`] wrote.
+pub fn remove_files(bundle: &Path) {
+    let _ = std::fs::remove_dir_all(bundle.join(FILES));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(list: &[&str]) -> Vec<String> {
+        list.iter().map(|s| s.to_string()).collect()
+    }
+
+    #[test]
+    fn resolv_conf_has_only_the_lines_that_were_given() {
+        let dns = Dns {
+            servers: strings(&["10.0.0.10", "8.8.8.8"]),
+            searches: strings(&["a.local", "b"]),
+            options: strings(&["ndots:5"]),
+        };
+        assert_eq!(resolv_conf(&dns), "search a.local b\nnameserver 10.0.0.10\nnameserver 8.8.8.8\noptions ndots:5\n");
+        assert_eq!(resolv_conf(&Dns::default()), "");
+    }
+
+    #[test]
+    fn sysctls_of_the_host_are_refused() {
+        let pod = own_namespaces(&PodConfig::default());
+        let node = NamespaceMode::Node;
+        let host = own_namespaces(&PodConfig { network: node, ipc: node, ..PodConfig::default() });
+        for name in ["net.ipv4.ip_forward", "kernel.shmmax", "kernel.domainname"] {
+            assert!(plan::sysctl_file(name, pod).is_ok(), "{name}");
+            assert!(plan::sysctl_file(name, host).is_err(), "{name}");
+        }
+        assert!(plan::sysctl_file("kernel.panic", pod).is_err());
+    }
+
+    #[test]
+    fn pod_defaults_give_way_to_the_pods_own() {
+        let mut config = PodConfig::default();
+        config.sysctls.insert("net.ipv4.ping_group_range".into(), "1 0".into());
+        let all = sysctls(&config, true);
+        assert_eq!(all["net.ipv4.ping_group_range"], "1 0");
+        assert_eq!(all["net.ipv4.ip_unprivileged_port_start"], "0");
+        assert_eq!(sysctls(&config, false).len(), 1);
+    }
+}

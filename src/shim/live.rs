@@ -1,0 +1,129 @@
+//! Changes to a container that runs: Pause, Resume, Update, and signals to all of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use oci_spec::runtime::LinuxResources;
+use tokio::time::{Instant, sleep};
+
+use super::{Shim, send};
+use crate::api::State;
+use crate::container::{Container, Freezer, name, precondition};
+use crate::error::{Doing, Error, Kind, Result};
+use crate::events::Event;
+use crate::launch;
+use crate::plan::Plan;
+use crate::sys;
+
+/// A process in the kernel's hands (D state) may not freeze for long.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// `memory.max` below the usage reclaims before it returns.
+const UPDATE_LIMIT: Duration = Duration::from_secs(30);
+
+impl Container {
+    /// Signals every process of it.
+    pub(super) fn kill_all(&self, signal: i32) -> Result<()> {
+        if signal == libc::SIGKILL {
+            return self.cgroup.kill_all();
+        }
+        for pid in self.cgroup.pids()? {
+            let Ok(pidfd) = sys::fd::pidfd_open(pid) else { continue };
+            match send(&Arc::new(pidfd), signal) {
+                Err(e) if e.kind() != Kind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Thaws a paused container, of which something shall die.
+    pub(super) fn thaw_to_die(&self) -> Result<()> {
+        if self.freezer == Freezer::Thawed { Ok(()) } else { self.cgroup.thaw() }
+    }
+}
+
+impl Shim {
+    /// Freezes a running container.
+    pub async fn pause(self: Arc<Self>, id: String) -> Result<()> {
+        let doing = || format!("pause container {id:?}");
+        let cgroup = {
+            let mut state = self.lock();
+            let container = state.container_mut(&id)?;
+            match container.state() {
+                State::Running => {}
+                state => return Err(precondition(format!("it is {}", name(state)))).doing(doing),
+            }
+            container.cgroup.freeze().doing(doing)?;
+            container.freezer = Freezer::Freezing;
+            container.cgroup.clone()
+        };
+        let end = Instant::now() + FREEZE_LIMIT;
+        let mut pause = Duration::from_micros(500);
+        let result = loop {
+            match cgroup.frozen() {
+                Ok(true) => break Ok(()),
+                Ok(false) if Instant::now() < end => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                    // v1: what forked meanwhile is not frozen yet.
+                    if !cgroup.cgroups().unified {
+                        let _ = cgroup.freeze();
+                    }
+                }
+                Ok(false) => break Err(Error::new(Kind::DeadlineExceeded, format!("not frozen after {FREEZE_LIMIT:?}"))),
+                Err(error) => break Err(error),
+            }
+        };
+        let mut state = self.lock();
+        let container = state.container_mut(&id)?;
+        match result {
+            Ok(()) => {
+                container.freezer = Freezer::Frozen;
+                self.queue.push(Event::Paused { container_id: id });
+                Ok(())
+            }
+            Err(error) => {
+                container.freezer = Freezer::Thawed;
+                let thawed = container.cgroup.thaw().err();
+                Err(Error::all(error, thawed)).doing(doing)
+            }
+        }
+    }
+
+    /// Thaws a paused container.
+    pub async fn resume(self: Arc<Self>, id: String) -> Result<()> {
+        let doing = || format!("resume container {id:?}");
+        let mut state = self.lock();
+        let container = state.container_mut(&id)?;
+        match container.state() {
+            State::Paused => {}
+            state => return Err(precondition(format!("it is {}", name(state)))).doing(doing),
+        }
+        container.cgroup.thaw().doing(doing)?;
+        container.freezer = Freezer::Thawed;
+        self.queue.push(Event::Resumed { container_id: id });
+        Ok(())
+    }
+
+    /// Changes a container's limits. `json` is OCI's LinuxResources.
+    pub async fn update(self: Arc<Self>, id: String, json: Vec<u8>) -> Result<()> {
+        let doing = || format!("update container {id:?}");
+        let resources: LinuxResources =
+            serde_json::from_slice(&json).map_err(|e| Error::invalid(format!("resources: {e}"))).doing(doing)?;
+        let cgroup = {
+            let state = self.lock();
+            let container = state.container(&id)?;
+            if container.state() == State::Stopped {
+                return Err(precondition("it is stopped".into())).doing(doing);
+            }
+            container.cgroup.clone()
+        };
+        let update = cgroup.update(&resources).doing(doing)?;
+        cgroup.apply(&update.direct).doing(doing)?;
+        if update.ops.is_empty() {
+            return Ok(());
+        }
+        let plan = Plan { ops: update.ops, ..Plan::default() };
+        launch::run(self.reaper(), plan, UPDATE_LIMIT).await.doing(doing)
+    }
+}

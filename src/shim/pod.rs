@@ -1,0 +1,213 @@
+//! The verbs of the Sandbox service, and the end of everything.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{Shim, home};
+use crate::api::{CreateSandbox, SandboxStatus, StartedSandbox, Target};
+use crate::bundle::{self, RECORD_VERSION, ServerRecord};
+use crate::cgroup::{self, Stats};
+use crate::error::{Doing, Error, Kind, Result};
+use crate::events::Exit;
+use crate::reaper::ended;
+use crate::sandbox::{self, Sandbox};
+use crate::sys;
+
+/// How long the containers of a stopped sandbox may take to die.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// What WaitSandbox says of a sandbox that was stopped.
+const STOPPED: u32 = 0;
+/// And of one whose holder died: its processes were killed with it.
+const KILLED: u32 = 137;
+
+impl super::State {
+    fn sandbox(&self, id: &str) -> Result<&Sandbox> {
+        let sandbox = self.sandbox.as_ref().filter(|sandbox| sandbox.id == id);
+        sandbox.ok_or_else(|| no_sandbox(id))
+    }
+
+    fn sandbox_mut(&mut self, id: &str) -> Result<&mut Sandbox> {
+        let sandbox = self.sandbox.as_mut().filter(|sandbox| sandbox.id == id);
+        sandbox.ok_or_else(|| no_sandbox(id))
+    }
+}
+
+fn no_sandbox(id: &str) -> Error {
+    let shown: String = id.chars().take(80).collect();
+    Error::new(Kind::NotFound, format!("no sandbox {shown:?}"))
+}
+
+impl Shim {
+    /// Remembers the sandbox and writes its files.
+    pub async fn create_sandbox(self: Arc<Self>, request: CreateSandbox) -> Result<()> {
+        let doing = format!("create sandbox {:?}", request.id);
+        let mut state = self.lock();
+        if let Some(sandbox) = &state.sandbox {
+            let text = format!("this shim has the sandbox {:?}", sandbox.id);
+            return Err(Error::new(Kind::AlreadyExists, text)).doing(|| doing);
+        }
+        if !state.containers.is_empty() {
+            let text = "this shim was started for a container";
+            return Err(Error::new(Kind::FailedPrecondition, text)).doing(|| doing);
+        }
+        state.sandbox = Some(Sandbox::create(request).doing(|| doing)?);
+        Ok(())
+    }
+
+    /// Enters the pod.
+    pub async fn start_sandbox(self: Arc<Self>, id: String) -> Result<StartedSandbox> {
+        let doing = || format!("start sandbox {id:?}");
+        let request = self.lock().sandbox_mut(&id)?.starting()?;
+        let result = sandbox::start(&self.reaper, request).await;
+        let started = self.lock().sandbox_mut(&id)?.started(result);
+        match started {
+            Ok(started) => {
+                self.watch_holder(&id);
+                Ok(started)
+            }
+            Err((error, undo)) => {
+                let undone = match undo {
+                    Some(ready) => ready.take_down().await.err(),
+                    None => None,
+                };
+                Err(Error::all(error, undone)).doing(doing)
+            }
+        }
+    }
+
+    /// A pod whose holder is killed has lost its PID namespace and all that was in it.
+    fn watch_holder(self: &Arc<Self>, id: &str) {
+        let exit = self.lock().sandbox(id).ok().and_then(|sandbox| sandbox.ready()?.holder_exit());
+        let Some(mut exit) = exit else { return };
+        let (shim, id) = (Arc::clone(self), id.to_owned());
+        tokio::spawn(async move {
+            ended(&mut exit).await;
+            let alive = shim.lock().sandbox(&id).is_ok_and(|sandbox| sandbox.ready().is_some());
+            if alive {
+                log::warn!("sandbox {id:?}: its holder was killed");
+                if let Err(error) = shim.stop(&id, KILLED).await {
+                    log::warn!("stop sandbox {id:?}: {error}");
+                }
+            }
+        });
+    }
+
+    /// Ends every process of the pod, leaves its namespaces, completes every waiter. Any number of
+    /// times.
+    pub async fn stop_sandbox(self: Arc<Self>, id: String) -> Result<()> {
+        self.lock().sandbox(&id)?;
+        self.stop(&id, STOPPED).await.doing(|| format!("stop sandbox {id:?}"))
+    }
+
+    async fn stop(self: &Arc<Self>, id: &str, status: u32) -> Result<()> {
+        let ready = self.lock().sandbox_mut(id)?.stopping();
+        let mut errors = Vec::new();
+        errors.extend(self.kill_everything().await.err());
+        if let Some(ready) = ready {
+            errors.extend(ready.take_down().await.err());
+        }
+        self.lock().sandbox_mut(id)?.stopped(status);
+        Error::join(errors)
+    }
+
+    /// Kills every container, and waits for their ends.
+    async fn kill_everything(&self) -> Result<()> {
+        let mut errors = Vec::new();
+        {
+            let state = self.lock();
+            for child in state.creating.values().flatten() {
+                let _ = sys::fd::pidfd_signal(child, libc::SIGKILL);
+            }
+            for container in state.containers.values().filter(|container| container.init.is_alive()) {
+                // A cgroup that was never joined is empty; the init is killed all the same.
+                if let Ok(init) = container.init.pidfd() {
+                    let _ = sys::fd::pidfd_signal(&init, libc::SIGKILL);
+                }
+                errors.extend(container.kill_all(libc::SIGKILL).err());
+            }
+        }
+        let dead = self.until(|state| {
+            state.creating.is_empty() && state.containers.values().all(|container| !container.init.is_alive())
+        });
+        if timeout(STOP_LIMIT, dead).await.is_err() {
+            errors.push(Error::new(Kind::DeadlineExceeded, format!("processes are alive after {STOP_LIMIT:?}")));
+        }
+        Error::join(errors)
+    }
+
+    /// Ends the pod and everything in it, then the process. Works in any state, and never fails:
+    /// containerd would leak the bundle.
+    pub async fn shutdown_sandbox(self: Arc<Self>, id: String) {
+        if let Err(error) = self.stop(&id, STOPPED).await
+            && error.kind() != Kind::NotFound
+        {
+            log::warn!("shutdown sandbox {id:?}: {error}");
+        }
+        let left: Vec<String> = self.lock().containers.keys().cloned().collect();
+        for container in left {
+            let target = Target { container, exec: None };
+            if let Err(error) = Arc::clone(&self).delete(target).await {
+                log::warn!("shutdown sandbox {id:?}: {error}");
+            }
+        }
+        sandbox::remove_files(home(&self));
+        bundle::forget_server(home(&self));
+        self.ending.notify_one();
+    }
+
+    /// Takes down a sandbox that was created and never started.
+    pub(super) async fn give_up_waiting(&self) {
+        let waiting = self.lock().is_waiting();
+        if waiting {
+            sandbox::remove_files(home(self));
+        }
+        bundle::forget_server(home(self));
+    }
+
+    /// Waits for the end of the sandbox. Cancelled with its client.
+    pub async fn wait_sandbox(&self, id: &str) -> Result<Exit> {
+        let mut exit = self.lock().sandbox(id)?.exit();
+        Ok(ended(&mut exit).await)
+    }
+
+    /// Answers from memory.
+    pub fn sandbox_status(&self, id: &str, verbose: bool) -> Result<SandboxStatus> {
+        Ok(self.lock().sandbox(id)?.status(verbose))
+    }
+
+    /// Whether the sandbox is there.
+    pub fn ping_sandbox(&self, id: &str) -> Result<()> {
+        self.lock().sandbox(id).map(drop)
+    }
+
+    /// The numbers of the pod's cgroup, which the kubelet made.
+    pub fn sandbox_metrics(&self, id: &str) -> Result<Stats> {
+        let parent = self.lock().sandbox(id)?.config.cgroup_parent.clone();
+        if parent.is_empty() {
+            // critest and crictl pods have none.
+            return Ok(Stats::default());
+        }
+        if parent.ends_with(".slice") {
+            return Err(Error::unimplemented("a cgroup_parent of systemd"));
+        }
+        cgroup::stats_of(&self.layout()?.cgroups(Path::new(&parent)))
+    }
+
+    /// The record that `delete` needs of the process itself; made once.
+    pub(super) fn write_server_record(&self) -> Result<()> {
+        if ServerRecord::read(home(self))?.is_some() {
+            return Ok(());
+        }
+        let pid = std::process::id();
+        let record = ServerRecord {
+            version: RECORD_VERSION,
+            shim_pid: pid,
+            shim_start_time: bundle::start_time(pid)?,
+            ..ServerRecord::default()
+        };
+        record.write(home(self))
+    }
+}

@@ -1,0 +1,68 @@
+//! Descriptors of the parent: message sockets to children, signals through pidfds, opens that
+//! cannot follow a link.
+
+use std::ffi::CStr;
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
+};
+
+use super::raw;
+
+/// A pair of sockets that keep message boundaries, close-on-exec; the first is non-blocking.
+pub fn message_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(flags))?;
+    Ok((ours, theirs))
+}
+
+/// A message of 8 bytes and a descriptor, if one came with it.
+pub type Message = ([u8; 8], Option<OwnedFd>);
+
+/// One message of 8 bytes and the descriptor that came with it. `None`: the peer is gone.
+pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
+    let mut bytes = [0u8; 8];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut iov = [IoSliceMut::new(&mut bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let msg = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
+    let fd = msg.cmsgs()?.find_map(|cmsg| match cmsg {
+        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+        _ => None,
+    });
+    // SAFETY: the kernel has just installed this descriptor for us; nobody else owns it.
+    let fd = fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(if msg.bytes == 8 { Some((bytes, fd)) } else { None })
+}
+
+/// Opens with `RESOLVE_NO_SYMLINKS`, close-on-exec.
+pub fn open_no_symlinks(path: &CStr, flags: i32) -> Result<OwnedFd, Errno> {
+    owned(raw::openat2(raw::CWD, path, flags, 0, libc::RESOLVE_NO_SYMLINKS)?)
+}
+
+/// `pidfd_open(2)`.
+pub fn pidfd_open(pid: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 { Err(Errno::last()) } else { owned(fd as RawFd) }
+}
+
+/// `pidfd_send_signal(2)`: never hits a process that reuses the pid.
+pub fn pidfd_signal(pidfd: impl AsFd, signal: i32) -> Result<(), Errno> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    let null = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: null siginfo is allowed; the rest are numbers.
+    let ret = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, null, 0) };
+    if ret < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// Takes ownership of a descriptor that a raw call has just made.
+pub(super) fn owned(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: callers pass what the kernel has just returned to them and to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,519 @@
+//! System calls that neither nix nor libc wrap, as functions that neither allocate nor block more
+//! than the call itself, so that a child after clone may use them too.
+//!
+//! Descriptors are plain numbers here: a wrong one is an error of the kernel (EBADF), not unsound.
+//! Every call that makes a descriptor sets close-on-exec. EINTR is left to the caller: a child has
+//! no handlers.
+
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
+
+use nix::errno::Errno;
+
+/// `clone3(2)`: `CLONE_INTO_CGROUP`. libc has it as an int, where it is 0.
+pub const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// `clone3(2)`: handlers of the parent do not reach the child. libc has it as an int, where it is 0.
+pub const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+
+/// The current directory, as a descriptor for the `*at` calls.
+pub const CWD: c_int = libc::AT_FDCWD;
+
+const EMPTY: &CStr = c"";
+
+/// `_LINUX_CAPABILITY_VERSION_3` of `capset(2)`.
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+fn check(ret: c_long) -> Result<c_int, Errno> {
+    if ret < 0 { Err(Errno::last()) } else { Ok(ret as c_int) }
+}
+
+/// What a register can hold. Widened here, since C's varargs would leave the upper half undefined.
+pub trait Arg {
+    /// The value as the kernel gets it.
+    fn register(self) -> c_long;
+}
+
+macro_rules! number_arg {
+    ($($t:ty)*) => { $(impl Arg for $t { fn register(self) -> c_long { self as c_long } })* };
+}
+number_arg!(c_int c_uint u64 usize i64);
+
+impl<T> Arg for *const T {
+    fn register(self) -> c_long {
+        self as c_long
+    }
+}
+
+impl<T> Arg for *mut T {
+    fn register(self) -> c_long {
+        self as c_long
+    }
+}
+
+/// A system call whose arguments are numbers, or pointers of which `$why` says what keeps them good.
+macro_rules! call {
+    ($why:literal, $nr:expr $(, $arg:expr)* $(,)?) => {{
+        let _: &str = $why;
+        // SAFETY: as `$why` says at the call; numbers are checked by the kernel.
+        check(unsafe { libc::syscall($nr $(, Arg::register($arg))*) })
+    }};
+}
+
+/// `openat2(2)`.
+pub fn openat2(
+    dir: c_int,
+    path: &CStr,
+    flags: c_int,
+    mode: u32,
+    resolve: u64,
+) -> Result<c_int, Errno> {
+    // SAFETY: open_how is plain integers; all zero is its documented empty value.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = (flags | libc::O_CLOEXEC) as u64;
+    how.mode = u64::from(mode);
+    how.resolve = resolve;
+    let size = size_of::<libc::open_how>();
+    call!(
+        "path and how live across the call",
+        libc::SYS_openat2,
+        dir,
+        path.as_ptr(),
+        &raw const how,
+        size
+    )
+}
+
+/// `openat(2)`.
+pub fn openat(dir: c_int, path: &CStr, flags: c_int, mode: u32) -> Result<c_int, Errno> {
+    let flags = flags | libc::O_CLOEXEC;
+    call!("path lives across the call", libc::SYS_openat, dir, path.as_ptr(), flags, mode)
+}
+
+/// `close(2)`; nobody can do anything about its error.
+pub fn close(fd: c_int) {
+    let _ = call!("a number", libc::SYS_close, fd);
+}
+
+/// `write(2)` of all of `bytes` in one call; a short write is EIO.
+pub fn write(fd: c_int, bytes: &[u8]) -> Result<(), Errno> {
+    let n =
+        call!("the slice lives across the call", libc::SYS_write, fd, bytes.as_ptr(), bytes.len())?;
+    if n as usize == bytes.len() { Ok(()) } else { Err(Errno::EIO) }
+}
+
+/// `read(2)`.
+pub fn read(fd: c_int, buf: &mut [u8]) -> Result<usize, Errno> {
+    call!("the slice is ours and writable", libc::SYS_read, fd, buf.as_mut_ptr(), buf.len())
+        .map(|n| n as usize)
+}
+
+/// `mkdirat(2)`.
+pub fn mkdirat(dir: c_int, name: &CStr, mode: u32) -> Result<c_int, Errno> {
+    call!("name lives across the call", libc::SYS_mkdirat, dir, name.as_ptr(), mode)
+}
+
+/// `mknodat(2)`.
+pub fn mknodat(dir: c_int, name: &CStr, mode: u32, dev: u64) -> Result<c_int, Errno> {
+    call!("name lives across the call", libc::SYS_mknodat, dir, name.as_ptr(), mode, dev as c_uint)
+}
+
+/// `symlinkat(2)`.
+pub fn symlinkat(to: &CStr, dir: c_int, name: &CStr) -> Result<c_int, Errno> {
+    call!("both strings live across the call", libc::SYS_symlinkat, to.as_ptr(), dir, name.as_ptr())
+}
+
+/// `rmdir(2)`.
+pub fn rmdir(path: &CStr) -> Result<c_int, Errno> {
+    call!("path lives across the call", libc::SYS_unlinkat, CWD, path.as_ptr(), libc::AT_REMOVEDIR)
+}
+
+/// `fchownat(2)` of the open file itself.
+pub fn chown_fd(fd: c_int, uid: u32, gid: u32) -> Result<c_int, Errno> {
+    let empty = EMPTY.as_ptr();
+    call!("a static string", libc::SYS_fchownat, fd, empty, uid, gid, libc::AT_EMPTY_PATH)
+}
+
+/// `fstat(2)`.
+pub fn fstat(fd: c_int) -> Result<libc::stat, Errno> {
+    // SAFETY: stat is plain integers, so all zero is a value.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: stat is ours, of the type that libc's fstat fills.
+    let ret = unsafe { libc::fstat(fd, &raw mut stat) };
+    check(c_long::from(ret)).map(|_| stat)
+}
+
+/// The magic number of the file system that an open file lies in: `fstatfs(2)`.
+pub fn fs_magic(fd: c_int) -> Result<i64, Errno> {
+    // SAFETY: statfs is plain integers, so all zero is a value.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: stat is ours, of the type that libc's fstatfs fills.
+    let ret = unsafe { libc::fstatfs(fd, &raw mut stat) };
+    check(c_long::from(ret)).map(|_| stat.f_type as i64)
+}
+
+/// `faccessat(2)` for execution, as the real user.
+pub fn may_execute(path: &CStr) -> Result<c_int, Errno> {
+    call!("path lives across the call", libc::SYS_faccessat, CWD, path.as_ptr(), libc::X_OK)
+}
+
+/// `open_tree(2)` with `OPEN_TREE_CLONE`; an empty path means `dir` itself.
+pub fn clone_tree(dir: c_int, path: &CStr, recursive: bool) -> Result<c_int, Errno> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as c_uint;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as c_uint;
+    }
+    call!("path lives across the call", libc::SYS_open_tree, dir, path.as_ptr(), flags)
+}
+
+/// `move_mount(2)` of an open mount onto an open file or directory.
+pub fn attach(mount: c_int, target: c_int) -> Result<c_int, Errno> {
+    let empty = EMPTY.as_ptr();
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    call!("static strings", libc::SYS_move_mount, mount, empty, target, empty, flags)
+}
+
+/// `mount_setattr(2)` on an open mount.
+pub fn set_mount_attr(
+    mount: c_int,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    recursive: bool,
+) -> Result<c_int, Errno> {
+    let attr = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let (empty, size) = (EMPTY.as_ptr(), size_of::<libc::mount_attr>());
+    call!(
+        "attr lives across the call",
+        libc::SYS_mount_setattr,
+        mount,
+        empty,
+        flags,
+        &raw const attr,
+        size
+    )
+}
+
+/// `fsopen(2)`.
+pub fn fsopen(fstype: &CStr) -> Result<c_int, Errno> {
+    call!("fstype lives across the call", libc::SYS_fsopen, fstype.as_ptr(), libc::FSOPEN_CLOEXEC)
+}
+
+/// `fsconfig(2)`: a string, or a flag where there is no value.
+pub fn fsconfig(fs: c_int, key: &CStr, value: Option<&CStr>) -> Result<c_int, Errno> {
+    let (cmd, value) = match value {
+        Some(value) => (libc::FSCONFIG_SET_STRING, value.as_ptr()),
+        None => (libc::FSCONFIG_SET_FLAG, std::ptr::null()),
+    };
+    call!("both strings live across the call", libc::SYS_fsconfig, fs, cmd, key.as_ptr(), value, 0)
+}
+
+/// `fsconfig(FSCONFIG_CMD_CREATE)`.
+pub fn fscreate(fs: c_int) -> Result<c_int, Errno> {
+    let null = std::ptr::null::<c_char>();
+    call!(
+        "null is what the command wants",
+        libc::SYS_fsconfig,
+        fs,
+        libc::FSCONFIG_CMD_CREATE,
+        null,
+        null,
+        0
+    )
+}
+
+/// `fsmount(2)`.
+pub fn fsmount(fs: c_int, attr: u64) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_fsmount, fs, libc::FSMOUNT_CLOEXEC, attr as c_uint)
+}
+
+/// `mount(2)`.
+pub fn mount(
+    source: Option<&CStr>,
+    target: &CStr,
+    fstype: Option<&CStr>,
+    flags: u64,
+    data: Option<&CStr>,
+) -> Result<c_int, Errno> {
+    let ptr = |s: Option<&CStr>| s.map_or(std::ptr::null(), CStr::as_ptr);
+    let (source, fstype, data) = (ptr(source), ptr(fstype), ptr(data));
+    call!(
+        "all strings live across the call",
+        libc::SYS_mount,
+        source,
+        target.as_ptr(),
+        fstype,
+        flags,
+        data
+    )
+}
+
+/// `umount2(2)`.
+pub fn umount(target: &CStr, flags: c_int) -> Result<c_int, Errno> {
+    call!("target lives across the call", libc::SYS_umount2, target.as_ptr(), flags)
+}
+
+/// `pivot_root(2)`.
+pub fn pivot_root(new: &CStr, old: &CStr) -> Result<c_int, Errno> {
+    call!("both strings live across the call", libc::SYS_pivot_root, new.as_ptr(), old.as_ptr())
+}
+
+/// `chdir(2)`.
+pub fn chdir(path: &CStr) -> Result<c_int, Errno> {
+    call!("path lives across the call", libc::SYS_chdir, path.as_ptr())
+}
+
+/// `fchdir(2)`.
+pub fn fchdir(fd: c_int) -> Result<c_int, Errno> {
+    call!("a number", libc::SYS_fchdir, fd)
+}
+
+/// `getcwd(2)`; the kernel's own length, with the final NUL.
+pub fn getcwd(buf: &mut [u8]) -> Result<usize, Errno> {
+    call!("the slice is ours and writable", libc::SYS_getcwd, buf.as_mut_ptr(), buf.len())
+        .map(|n| n as usize)
+}
+
+/// `unshare(2)`.
+pub fn unshare(flags: c_int) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_unshare, flags)
+}
+
+/// `setns(2)` with a namespace's fd or a pidfd.
+pub fn setns(fd: c_int, flags: c_int) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_setns, fd, flags)
+}
+
+/// `sethostname(2)`.
+pub fn sethostname(name: &[u8]) -> Result<c_int, Errno> {
+    call!("the slice lives across the call", libc::SYS_sethostname, name.as_ptr(), name.len())
+}
+
+/// `setdomainname(2)`.
+pub fn setdomainname(name: &[u8]) -> Result<c_int, Errno> {
+    call!("the slice lives across the call", libc::SYS_setdomainname, name.as_ptr(), name.len())
+}
+
+/// `umask(2)`: the mask before.
+pub fn umask(mask: u32) -> u32 {
+    call!("a number; cannot fail", libc::SYS_umask, mask).unwrap_or(0) as u32
+}
+
+/// `setsid(2)`.
+pub fn setsid() -> Result<c_int, Errno> {
+    call!("no argument", libc::SYS_setsid)
+}
+
+/// `dup3(2)`; with `cloexec`, the copy does not survive `execve`.
+pub fn dup3(from: c_int, to: c_int, cloexec: bool) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_dup3, from, to, if cloexec { libc::O_CLOEXEC } else { 0 })
+}
+
+/// `fcntl(F_DUPFD_CLOEXEC)`: a copy with a number of at least `least`.
+pub fn dup_above(fd: c_int, least: c_int) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, least)
+}
+
+/// Clears close-on-exec, for a descriptor that is already where it belongs.
+pub fn keep_on_exec(fd: c_int) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_fcntl, fd, libc::F_SETFD, 0)
+}
+
+/// `close_range(first, ~0)`.
+pub fn close_from(first: c_int) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_close_range, first, c_uint::MAX, 0)
+}
+
+/// `setgroups(2)`.
+pub fn setgroups(gids: &[u32]) -> Result<c_int, Errno> {
+    call!("the slice lives across the call", libc::SYS_setgroups, gids.len(), gids.as_ptr())
+}
+
+/// `setresgid(2)` of all three.
+pub fn setgid(gid: u32) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_setresgid, gid, gid, gid)
+}
+
+/// `setresuid(2)` of all three.
+pub fn setuid(uid: u32) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_setresuid, uid, uid, uid)
+}
+
+/// `prctl(2)` with number arguments.
+pub fn prctl(option: c_int, a: u64, b: u64) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_prctl, option, a, b, 0, 0)
+}
+
+/// `capset(2)`, version 3, on itself.
+pub fn capset(effective: u64, permitted: u64, inheritable: u64) -> Result<c_int, Errno> {
+    let header: [u32; 2] = [CAPABILITY_VERSION_3, 0];
+    let half = |shift: u32| [effective, permitted, inheritable].map(|set| (set >> shift) as u32);
+    let sets: [[u32; 3]; 2] = [half(0), half(32)];
+    call!(
+        "header and sets have the kernel's layout",
+        libc::SYS_capset,
+        header.as_ptr(),
+        sets.as_ptr()
+    )
+}
+
+/// `prlimit(2)` on itself.
+pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<c_int, Errno> {
+    let limit: [u64; 2] = [soft, hard];
+    let null = std::ptr::null::<c_void>();
+    call!(
+        "limit has the layout of rlimit64",
+        libc::SYS_prlimit64,
+        0,
+        resource,
+        limit.as_ptr(),
+        null
+    )
+}
+
+/// `keyctl(KEYCTL_JOIN_SESSION_KEYRING)`.
+pub fn join_session_keyring(name: &CStr) -> Result<c_int, Errno> {
+    call!(
+        "name lives across the call",
+        libc::SYS_keyctl,
+        libc::KEYCTL_JOIN_SESSION_KEYRING,
+        name.as_ptr()
+    )
+}
+
+/// Default disposition of one signal. The raw call: musl's `sigaction` refuses some and takes a lock.
+pub fn default_signal(signal: c_int) -> Result<c_int, Errno> {
+    let action = [0u64; 4];
+    let null = std::ptr::null::<c_void>();
+    call!(
+        "all zero is SIG_DFL in the kernel's sigaction",
+        libc::SYS_rt_sigaction,
+        signal,
+        action.as_ptr(),
+        null,
+        8
+    )
+}
+
+/// An empty signal mask.
+pub fn unblock_signals() -> Result<c_int, Errno> {
+    let set = 0u64;
+    let null = std::ptr::null::<c_void>();
+    call!(
+        "set has the kernel's size",
+        libc::SYS_rt_sigprocmask,
+        libc::SIG_SETMASK,
+        &raw const set,
+        null,
+        8
+    )
+}
+
+/// `ioctl(2)` with a number.
+pub fn ioctl(fd: c_int, request: impl Arg, arg: u64) -> Result<c_int, Errno> {
+    call!("the request takes a number, not a pointer", libc::SYS_ioctl, fd, request, arg)
+}
+
+/// Unlocks the slave of a pty: `TIOCSPTLCK`.
+pub fn unlock_pty(master: c_int) -> Result<c_int, Errno> {
+    let unlocked: c_int = 0;
+    call!(
+        "the request reads one int",
+        libc::SYS_ioctl,
+        master,
+        libc::TIOCSPTLCK,
+        &raw const unlocked
+    )
+}
+
+/// `TIOCSWINSZ`.
+pub fn set_window_size(tty: c_int, rows: u16, cols: u16) -> Result<c_int, Errno> {
+    let size = libc::winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+    call!("the request reads one winsize", libc::SYS_ioctl, tty, libc::TIOCSWINSZ, &raw const size)
+}
+
+/// `nanosleep(2)`.
+pub fn sleep_ms(ms: i64) {
+    let time = libc::timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000) * 1_000_000 };
+    let null = std::ptr::null::<c_void>();
+    let _ = call!("time lives across the call", libc::SYS_nanosleep, &raw const time, null);
+}
+
+/// `exit_group(2)`: no destructor, no buffer, no lock.
+pub fn exit(status: c_int) -> ! {
+    loop {
+        let _ = call!("a number", libc::SYS_exit_group, status);
+    }
+}
+
+/// Sends one message, with at most one descriptor, on a socket.
+pub fn send(socket: c_int, bytes: &[u8], fd: Option<c_int>) -> Result<(), Errno> {
+    #[repr(C, align(8))]
+    struct Control {
+        len: usize,
+        level: c_int,
+        kind: c_int,
+        fd: c_int,
+        pad: c_int,
+    }
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut control = Control {
+        len: 16 + size_of::<c_int>(),
+        level: libc::SOL_SOCKET,
+        kind: libc::SCM_RIGHTS,
+        fd: fd.unwrap_or(-1),
+        pad: 0,
+    };
+    // SAFETY: msghdr is integers and pointers; all zero means "none" for each.
+    let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
+    msg.msg_iov = &raw mut iov;
+    msg.msg_iovlen = 1;
+    if fd.is_some() {
+        msg.msg_control = (&raw mut control).cast();
+        msg.msg_controllen = size_of::<Control>() as _;
+    }
+    call!(
+        "msg, iov and control live across the call",
+        libc::SYS_sendmsg,
+        socket,
+        &raw const msg,
+        libc::MSG_NOSIGNAL
+    )
+    .map(|_| ())
+}
+
+/// `recv(2)`: 0 means that the peer is gone.
+pub fn recv(socket: c_int, buf: &mut [u8]) -> Result<usize, Errno> {
+    let null = std::ptr::null::<c_void>();
+    call!(
+        "the slice is ours",
+        libc::SYS_recvfrom,
+        socket,
+        buf.as_mut_ptr(),
+        buf.len(),
+        0,
+        null,
+        null
+    )
+    .map(|n| n as usize)
+}
+
+/// `execve(2)`. Returns only its error.
+///
+/// # Safety
+/// `argv` and `envp` must be arrays of C strings that end with a null pointer.
+pub unsafe fn execve(path: &CStr, argv: *const *const c_char, envp: *const *const c_char) -> Errno {
+    call!("the caller's contract", libc::SYS_execve, path.as_ptr(), argv, envp)
+        .err()
+        .unwrap_or(Errno::EIO)
+}
+
+/// `execveat(AT_EMPTY_PATH)`. Returns only its error.
+///
+/// # Safety
+/// As [`execve`].
+pub unsafe fn exec_fd(fd: c_int, argv: *const *const c_char, envp: *const *const c_char) -> Errno {
+    let empty = EMPTY.as_ptr();
+    call!("the caller's contract", libc::SYS_execveat, fd, empty, argv, envp, libc::AT_EMPTY_PATH)
+        .err()
+        .unwrap_or(Errno::EIO)
+}
