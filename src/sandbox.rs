@@ -395,8 +395,13 @@ async fn start_holder(reaper: &Arc<Reaper>, bundle: &Path) -> Result<Holder> {
     let plan = plan::holder(&["containerd-shim-rs-v2", "holder"], &facts)?;
     let exe = File::open("/proc/self/exe").doing(|| "open /proc/self/exe")?;
     let doing = |e: Error| e.doing("start the holder of the pod's PID namespace");
-    let mut child: Child = launch::launch(reaper, plan, vec![(Input::Executable, exe.into())], None).map_err(doing)?;
-    child.ready().await.map_err(doing)?;
+    // The start of a Rust program wants 0, 1 and 2 open: ends of a pipe show nobody anything.
+    let (end, _) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).doing(|| "pipe2")?;
+    let mut inputs = vec![(Input::Executable, exe.into())];
+    for number in 0..=2 {
+        inputs.push((Input::Stdio(number), end.try_clone().doing(|| "dup(pipe)")?));
+    }
+    let mut child: Child = launch::launch(reaper, plan, inputs, None).map_err(doing)?;
     child.go().await.map_err(doing)?;
     Ok(Holder { pid: child.pid, pidfd: child.pidfd, exit: child.exit })
 }

@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
 
 use crate::error::{Doing, Error, Result};
 
@@ -46,7 +48,7 @@ pub fn listen(path: &Path) -> Result<Listening> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).doing(|| format!("mkdir {dir:?}"))?;
     let _lock = lock(dir)?;
     match bind(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
+        Err(Errno::EADDRINUSE) => {
             if answers(path)? {
                 return Ok(Listening::Theirs);
             }
@@ -70,12 +72,15 @@ pub fn remove_stale(path: &Path) -> Result<()> {
     if answers(path)? { Ok(()) } else { unlink(path) }
 }
 
-/// `bind(2)` and `listen(2)`. The mode comes from the umask: a chmod would leave a window.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    umask(before);
-    listener
+/// `bind(2)` and `listen(2)`.
+fn bind(path: &Path) -> Result<UnixListener, Errno> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // The file gets the mode that the socket has when it is bound: a chmod after that would leave a
+    // window, and the umask belongs to the whole process.
+    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket::bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&fd, Backlog::MAXCONN)?;
+    Ok(UnixListener::from(fd))
 }
 
 /// Whether a process listens on `path`. Never blocks, even if its queue is full.
@@ -144,6 +149,26 @@ mod tests {
         remove_stale(&path).unwrap();
         assert!(!path.exists());
         fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn of_many_that_find_a_dead_socket_one_replaces_it() {
+        let dir = dir("race");
+        let path = dir.join("s");
+        for round in 0..200 {
+            let barrier = std::sync::Barrier::new(4);
+            let found: Vec<Listening> = std::thread::scope(|scope| {
+                let listen = || {
+                    barrier.wait();
+                    listen(&path).unwrap()
+                };
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(listen)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let ours = found.iter().filter(|found| matches!(found, Listening::Ours(_))).count();
+            assert_eq!(ours, 1, "round {round}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

@@ -30,7 +30,7 @@ struct Logger {
 /// after containerd has gone would be EPIPE.
 pub fn fifo(path: &Path) -> Option<File> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let file = File::options().write(true).custom_flags(flags.bits()).open(path).ok()?;
+    let file = File::options().read(true).write(true).custom_flags(flags.bits()).open(path).ok()?;
     let is_fifo = file.metadata().is_ok_and(|found| found.file_type().is_fifo());
     is_fifo.then_some(file)
 }

@@ -208,6 +208,8 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
         plan.ops.push(Op::Propagate { flags });
     }
     process::run(&mut plan, process, pty, facts)?;
+    // Parked: everything that can fail but execve itself has happened by now.
+    plan.ops.extend([Op::Ready, Op::Exec]);
     // A child reports a step by its number in 16 bits.
     if plan.ops.len() > usize::from(u16::MAX) {
         return Err(Error::invalid(format!("the spec asks for {} steps", plan.ops.len())));
@@ -237,6 +239,7 @@ pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
         pty = Some(process::pty(&mut plan, process, root)?);
     }
     process::run(&mut plan, process, pty, facts)?;
+    plan.ops.push(Op::Exec);
     Ok(plan)
 }
 
@@ -276,7 +279,6 @@ pub fn holder(args: &[&str], facts: &Facts) -> Result<Plan> {
         Op::Ambient { caps: 0 },
         Op::NoNewPrivs,
         Op::CloseFds,
-        Op::Ready,
         Op::ExecFd { exe },
     ]);
     let text = |arg: &&str| paths::cstring("an argument of the holder", arg);

@@ -151,8 +151,7 @@ pub(super) fn run(
     if process.no_new_privileges() == Some(true) {
         plan.ops.push(Op::NoNewPrivs);
     }
-    plan.ops.push(Op::FindExecutable { candidates });
-    plan.ops.extend([Op::CloseFds, Op::Ready, Op::Exec]);
+    plan.ops.extend([Op::FindExecutable { candidates }, Op::CloseFds]);
     Ok(())
 }
 

@@ -148,11 +148,10 @@ impl Bundle {
             // SAFETY: integers only; the pid was found by our own id.
             unsafe { libc::kill(pid, signal) };
         }
-        let deadline = Instant::now() + PATIENCE;
-        while !self.servers().is_empty() {
-            assert!(Instant::now() < deadline, "servers do not end");
-            thread::sleep(Duration::from_millis(2));
-        }
+        eventually(|| match self.servers() {
+            left if left.is_empty() => Ok(()),
+            left => Err(format!("{left:?} do not end")),
+        });
     }
 
     /// Nothing that `start` makes is there.
@@ -200,6 +199,41 @@ impl Drop for LegacySockets {
         let _ = fs::remove_file(&self.socket);
         for dir in &self.new {
             let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+/// A cgroup in two hierarchies of v1, or in the one of v2. Ends the servers in it.
+pub struct Cgroups<'a> {
+    pub name: String,
+    pub dirs: Vec<PathBuf>,
+    bundle: &'a Bundle,
+}
+
+impl Cgroups<'_> {
+    pub fn new(bundle: &Bundle) -> Cgroups<'_> {
+        let name = format!("/shim-launch-{}", bundle.id);
+        let v1 = ["pids", "freezer"].map(|controller| format!("/sys/fs/cgroup/{controller}"));
+        let mut roots: Vec<_> = v1.into_iter().filter(|root| Path::new(root).exists()).collect();
+        if roots.is_empty() {
+            roots.push("/sys/fs/cgroup".to_string());
+        }
+        let mut cgroups = Cgroups { dirs: Vec::new(), bundle, name };
+        for root in roots {
+            let dir = PathBuf::from(format!("{root}{}", cgroups.name));
+            fs::create_dir(&dir).unwrap();
+            cgroups.dirs.push(dir);
+        }
+        cgroups
+    }
+}
+
+impl Drop for Cgroups<'_> {
+    fn drop(&mut self) {
+        self.bundle.end_servers(libc::SIGKILL);
+        for dir in &self.dirs {
+            // EBUSY until the kernel has forgotten the server.
+            eventually(|| fs::remove_dir(dir));
         }
     }
 }
@@ -269,6 +303,15 @@ pub fn burden(command: &mut Command) {
 /// SECCOMP_RET_ERRNO with this errno.
 pub fn fails_with(errno: i32) -> u32 {
     libc::SECCOMP_RET_ERRNO | errno as u32
+}
+
+/// Tries until it works, two seconds at most.
+pub fn eventually<E: std::fmt::Debug>(mut attempt: impl FnMut() -> Result<(), E>) {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while let Err(error) = attempt() {
+        assert!(Instant::now() < deadline, "{error:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 pub fn proc_file(pid: i32, name: &str) -> String {
