@@ -59,9 +59,12 @@ pub struct ServerRecord {
 /// A name that containerd gave us, and that we use as one component of a path.
 pub fn check_id(id: &str) -> Result<()> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(plain) || id.bytes().all(|b| b == b'.') {
+    if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(plain) || id.bytes().all(|b| b == b'.')
+    {
         let shown: String = id.chars().take(MAX_ID).collect();
-        return Err(Error::invalid(format!("id {shown:?}: not 1 to {MAX_ID} letters, digits, '.', '_' or '-'")));
+        return Err(Error::invalid(format!(
+            "id {shown:?}: not 1 to {MAX_ID} letters, digits, '.', '_' or '-'"
+        )));
     }
     Ok(())
 }
@@ -76,7 +79,10 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(Error::invalid(format!("{path:?} is not a file")));
     }
     if stat.len() > limit {
-        return Err(Error::invalid(format!("{path:?} has {} bytes; at most {limit} are read", stat.len())));
+        return Err(Error::invalid(format!(
+            "{path:?} has {} bytes; at most {limit} are read",
+            stat.len()
+        )));
     }
     let mut bytes = Vec::with_capacity(stat.len() as usize);
     file.take(limit).read_to_end(&mut bytes).doing(|| format!("read {path:?}"))?;
@@ -85,7 +91,8 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
 
 /// The spec of a bundle, as bytes.
 pub fn config(bundle: &Path) -> Result<Vec<u8>> {
-    read_limited(&bundle.join("config.json"), crate::plan::spec::LIMIT as u64).map_err(|e| e.with_kind(Kind::InvalidArgument))
+    read_limited(&bundle.join("config.json"), crate::plan::spec::LIMIT as u64)
+        .map_err(|e| e.with_kind(Kind::InvalidArgument))
 }
 
 /// Writes a file so that it is there whole or not at all.
@@ -106,7 +113,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 pub fn start_time(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/stat");
     let mut text = String::new();
-    File::open(&path).and_then(|mut f| f.read_to_string(&mut text)).doing(|| format!("read {path}"))?;
+    File::open(&path)
+        .and_then(|mut f| f.read_to_string(&mut text))
+        .doing(|| format!("read {path}"))?;
     // The second field is a name in parentheses, in which anything may stand.
     let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
     rest.split_whitespace()
@@ -151,7 +160,8 @@ impl ServerRecord {
 }
 
 fn write_record(path: &Path, record: &impl Serialize) -> Result<()> {
-    let json = serde_json::to_vec(record).map_err(|e| Error::new(Kind::Unknown, format!("encode record: {e}")))?;
+    let json = serde_json::to_vec(record)
+        .map_err(|e| Error::new(Kind::Unknown, format!("encode record: {e}")))?;
     write_atomic(path, &json, 0o600)
 }
 
@@ -181,7 +191,9 @@ pub fn link_container(home: &Path, id: &str, bundle: &Path) -> Result<()> {
 pub fn forget_container(home: &Path, id: &str, bundle: &Path) -> Result<()> {
     let steps = [bundle.join(CONTAINER_RECORD), home.join(CONTAINERS).join(id)].map(|path| {
         match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(format!("unlink {path:?}"), &e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("unlink {path:?}"), &e))
+            }
             _ => Ok(()),
         }
     });
@@ -192,7 +204,9 @@ pub fn forget_container(home: &Path, id: &str, bundle: &Path) -> Result<()> {
 pub fn containers(home: &Path) -> Vec<(String, PathBuf)> {
     let Ok(dir) = fs::read_dir(home.join(CONTAINERS)) else { return Vec::new() };
     dir.flatten()
-        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, fs::read_link(entry.path()).ok()?)))
+        .filter_map(|entry| {
+            Some((entry.file_name().into_string().ok()?, fs::read_link(entry.path()).ok()?))
+        })
         .collect()
 }
 

@@ -49,7 +49,8 @@ impl ExecBase {
     /// What a container's spec means for its execs.
     pub fn new(spec: &Spec, facts: Facts) -> ExecBase {
         let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
-        let mut base = ExecBase { facts: Facts::default(), namespaces: 0, own_pid_namespace: false };
+        let mut base =
+            ExecBase { facts: Facts::default(), namespaces: 0, own_pid_namespace: false };
         for (index, namespace) in listed.unwrap_or_default().iter().enumerate() {
             let joined = namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
             if !joined || !facts.ours.get(index).copied().unwrap_or(false) {
@@ -106,7 +107,10 @@ impl Container {
     pub fn check_exec(&self) -> Result<()> {
         match self.state() {
             State::Created | State::Running if !self.deleting => Ok(()),
-            State::Stopped => Err(precondition(format!("container {:?}: its init process is not running", self.id))),
+            State::Stopped => Err(precondition(format!(
+                "container {:?}: its init process is not running",
+                self.id
+            ))),
             state => Err(precondition(format!("container {:?} is {}", self.id, name(state)))),
         }
     }

@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::sys::io::Polled;
 use nix::errno::Errno;
 use tokio::io::Interest;
-use crate::sys::io::Polled;
 
 use crate::child::report::{Call, GO, Report};
 use crate::child::{self, Frozen};
@@ -47,7 +47,10 @@ pub fn launch(
     cgroup: Option<OwnedFd>,
 ) -> Result<Child> {
     if plan.ops.len() > MAX_OPS {
-        return Err(Error::invalid(format!("{} steps; at most {MAX_OPS} are possible", plan.ops.len())));
+        return Err(Error::invalid(format!(
+            "{} steps; at most {MAX_OPS} are possible",
+            plan.ops.len()
+        )));
     }
     let (ours, theirs) = sys::fd::message_pair().doing(|| "socketpair")?;
     let report = plan.input(Input::Report);
@@ -59,7 +62,11 @@ pub fn launch(
             .map(|(_, fd)| fd.as_raw_fd())
             .ok_or_else(|| Error::invalid(format!("no descriptor for {input:?}"))),
     };
-    let slots = plan.inputs.iter().map(|(input, slot)| Ok((*slot, find(input)?))).collect::<Result<Vec<_>>>()?;
+    let slots = plan
+        .inputs
+        .iter()
+        .map(|(input, slot)| Ok((*slot, find(input)?)))
+        .collect::<Result<Vec<_>>>()?;
     let mut frozen = Frozen::new(&plan.ops, &plan.args, &plan.env, plan.slots, &slots, report);
     let cgroup = cgroup.as_ref().map(OwnedFd::as_fd);
     let mut clone = || sys::clone::child_of(plan.namespaces, cgroup, child::run, &mut frozen);
@@ -81,8 +88,10 @@ pub fn launch(
 /// setns(2) of a pidfd says ESRCH, and clone(2) in a PID namespace without an init ENOMEM.
 fn join_error(errno: Errno) -> Error {
     match errno {
-        Errno::ESRCH | Errno::ENOMEM => Error::sys("clone3 in the PID namespace: init is not running", errno)
-            .with_kind(Kind::FailedPrecondition),
+        Errno::ESRCH | Errno::ENOMEM => {
+            Error::sys("clone3 in the PID namespace: init is not running", errno)
+                .with_kind(Kind::FailedPrecondition)
+        }
         errno => Error::sys("clone3 in the PID namespace", errno),
     }
 }
@@ -102,7 +111,10 @@ pub async fn run(reaper: &Arc<Reaper>, plan: Plan, deadline: Duration) -> Result
         Err(_) => {
             // Not awaited: a child that hangs in the kernel dies when the kernel lets it.
             let _ = sys::fd::pidfd_signal(&child.pidfd, libc::SIGKILL);
-            let text = format!("{}: no answer within {deadline:?}", child.plan.ops.first().map_or_else(String::new, Op::to_string));
+            let text = format!(
+                "{}: no answer within {deadline:?}",
+                child.plan.ops.first().map_or_else(String::new, Op::to_string)
+            );
             Err(Error::new(Kind::DeadlineExceeded, text))
         }
     }
@@ -147,7 +159,11 @@ impl Child {
                     let error = step_error(&self.plan, op, call, Errno::from_raw(errno));
                     return Err(self.failed(error).await);
                 }
-                _ => return Err(self.failed(Error::new(Kind::Unknown, "a report that is none")).await),
+                _ => {
+                    return Err(self
+                        .failed(Error::new(Kind::Unknown, "a report that is none"))
+                        .await);
+                }
             }
         }
     }
@@ -179,7 +195,8 @@ fn step_error(plan: &Plan, op: u16, call: Call, errno: Errno) -> Error {
     let error = Error::sys(call.name(), errno);
     let error = match (plan.ops.get(index), errno) {
         (Some(Op::FindExecutable { .. }), Errno::ENOENT) => {
-            let name = plan.args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+            let name =
+                plan.args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
             Error::sys(format!("{name:?}: executable file not found in $PATH"), errno)
         }
         _ => error,

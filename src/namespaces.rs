@@ -83,11 +83,14 @@ impl Entered {
         if let Some(path) = wanted.net {
             let pod = File::open(path).doing(|| format!("open network namespace {path:?}"))?;
             let host = own("net")?;
-            raw::setns(pod.as_raw_fd(), libc::CLONE_NEWNET).doing(|| format!("setns {path:?} net"))?;
+            raw::setns(pod.as_raw_fd(), libc::CLONE_NEWNET)
+                .doing(|| format!("setns {path:?} net"))?;
             self.host.push((libc::CLONE_NEWNET, host));
             self.pod_net = Some(pod);
         }
-        for (kind, flag, wanted) in [("ipc", libc::CLONE_NEWIPC, wanted.ipc), ("uts", libc::CLONE_NEWUTS, wanted.uts)] {
+        for (kind, flag, wanted) in
+            [("ipc", libc::CLONE_NEWIPC, wanted.ipc), ("uts", libc::CLONE_NEWUTS, wanted.uts)]
+        {
             if wanted {
                 let host = own(kind)?;
                 raw::unshare(flag).doing(|| format!("unshare {kind}"))?;
@@ -116,7 +119,9 @@ impl Entered {
     pub fn leave(&mut self) -> Result<()> {
         self.pod_net = None;
         let back = self.host.drain(..).filter_map(|(flag, host)| {
-            raw::setns(host.as_raw_fd(), flag).doing(|| format!("setns back to the host's {flag:#x}")).err()
+            raw::setns(host.as_raw_fd(), flag)
+                .doing(|| format!("setns back to the host's {flag:#x}"))
+                .err()
         });
         Error::join(back.collect())
     }

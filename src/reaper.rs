@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use crate::sys::io::Polled;
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::Interest;
-use crate::sys::io::Polled;
 use tokio::sync::watch;
 
 use crate::error::{Doing, Result};
@@ -33,7 +33,10 @@ impl Reaper {
     /// Waits for a child that has just been cloned. Must be called before anything else is awaited.
     pub fn adopt(self: &Arc<Self>, pid: u32, pidfd: &OwnedFd) -> Result<ExitWatch> {
         let (sender, receiver) = watch::channel(None);
-        let ready = pidfd.try_clone().and_then(|fd| Polled::new(fd, Interest::READABLE)).doing(|| "epoll_ctl(pidfd)")?;
+        let ready = pidfd
+            .try_clone()
+            .and_then(|fd| Polled::new(fd, Interest::READABLE))
+            .doing(|| "epoll_ctl(pidfd)")?;
         self.ours().insert(pid);
         let reaper = Arc::clone(self);
         tokio::spawn(async move {

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::api::{CreateSandbox, Dns, NamespaceMode, PodConfig, SandboxStatus, StartedSandbox};
 use crate::bundle;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Exit;
@@ -20,7 +21,6 @@ use crate::launch::{self, Child};
 use crate::namespaces::{self, Entered, Wanted};
 use crate::plan::{self, Facts, Input};
 use crate::reaper::{ExitWatch, Reaper, ended};
-use crate::api::{CreateSandbox, Dns, NamespaceMode, PodConfig, SandboxStatus, StartedSandbox};
 use crate::sys;
 
 /// Below the sandbox's bundle: what its containers see in `/etc`.
@@ -47,6 +47,13 @@ enum Stage {
     Starting,
     Ready(Ready),
     Stopped,
+}
+
+/// A start that failed, and what is to be taken down of it.
+#[derive(Debug)]
+pub struct Unstarted {
+    pub error: Error,
+    pub undo: Option<Ready>,
 }
 
 /// What a started sandbox holds.
@@ -77,10 +84,14 @@ impl Sandbox {
     pub fn create(request: CreateSandbox) -> Result<Sandbox> {
         bundle::check_id(&request.id)?;
         if request.config.user_namespace {
-            return Err(Error::unimplemented("namespace_options.userns_options: a pod's user namespace"));
+            return Err(Error::unimplemented(
+                "namespace_options.userns_options: a pod's user namespace",
+            ));
         }
         if request.config.network != NamespaceMode::Node && request.netns_path.is_empty() {
-            return Err(Error::invalid("netns_path is empty, and the pod does not use the host's network"));
+            return Err(Error::invalid(
+                "netns_path is empty, and the pod does not use the host's network",
+            ));
         }
         for name in request.config.sysctls.keys() {
             let file = plan::sysctl_file(name, own_namespaces(&request.config));
@@ -115,19 +126,23 @@ impl Sandbox {
 
     /// Moves from starting to ready, or back to created. A sandbox that was stopped meanwhile
     /// gives the result back to be undone.
-    pub fn started(&mut self, result: Result<Ready>) -> Result<StartedSandbox, (Error, Option<Ready>)> {
+    pub fn started(&mut self, result: Result<Ready>) -> Result<StartedSandbox, Box<Unstarted>> {
         match (&self.stage, result) {
             (Stage::Starting, Ok(ready)) => {
                 self.stage = Stage::Ready(ready);
-                Ok(StartedSandbox { pid: self.pid(), created_at: self.created_at, spec: self.spec().to_string() })
+                Ok(StartedSandbox {
+                    pid: self.pid(),
+                    created_at: self.created_at,
+                    spec: self.spec().to_string(),
+                })
             }
             (Stage::Starting, Err(error)) => {
                 self.stage = Stage::Created;
-                Err((error, None))
+                Err(Box::new(Unstarted { error, undo: None }))
             }
             (_, result) => {
                 let error = self.wrong_state("start");
-                Err((error, result.ok()))
+                Err(Box::new(Unstarted { error, undo: result.ok() }))
             }
         }
     }
@@ -217,7 +232,10 @@ impl Sandbox {
     fn spec(&self) -> serde_json::Value {
         let pid = self.pid();
         let path = |kind: &str| format!("/proc/{pid}/ns/{kind}");
-        let mut namespaces = vec![json!({"type": "ipc", "path": path("ipc")}), json!({"type": "uts", "path": path("uts")})];
+        let mut namespaces = vec![
+            json!({"type": "ipc", "path": path("ipc")}),
+            json!({"type": "uts", "path": path("uts")}),
+        ];
         if let Some(netns) = &self.netns {
             namespaces.push(json!({"type": "network", "path": netns}));
         }
@@ -289,7 +307,9 @@ pub fn unmount_shm(path: &Path) -> Result<()> {
         Err(errno) => return Err(Error::sys(format!("umount {path:?}"), errno)),
     }
     match std::fs::remove_dir(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(format!("rmdir {path:?}"), &e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(format!("rmdir {path:?}"), &e))
+        }
         _ => Ok(()),
     }
 }
@@ -322,7 +342,12 @@ pub async fn start(reaper: &Arc<Reaper>, request: StartRequest) -> Result<Ready>
     }
 }
 
-async fn fill(reaper: &Arc<Reaper>, request: &StartRequest, wanted: Wanted<'_>, ready: &mut Ready) -> Result<()> {
+async fn fill(
+    reaper: &Arc<Reaper>,
+    request: &StartRequest,
+    wanted: Wanted<'_>,
+    ready: &mut Ready,
+) -> Result<()> {
     let config = &request.config;
     if wanted.uts && !config.hostname.is_empty() {
         let name = config.hostname.as_bytes();
@@ -378,14 +403,16 @@ fn write_sysctl(name: &str, value: &str, config: &PodConfig) -> Result<()> {
 fn make_shm(bundle: &Path) -> Result<Shm> {
     let params = [(c"source", Some(c"shm")), (c"mode", Some(c"1777")), (c"size", Some(SHM_SIZE))];
     let attr = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-    let mount = sys::mount::new_mount(c"tmpfs", &params, attr).doing(|| "mount tmpfs for /dev/shm")?;
+    let mount =
+        sys::mount::new_mount(c"tmpfs", &params, attr).doing(|| "mount tmpfs for /dev/shm")?;
     if sys::mount::clone_mount(mount.as_fd()).is_ok() {
         return Ok(Shm { mount, attached: None });
     }
     let path = bundle.join("shm");
     std::fs::create_dir_all(&path).doing(|| format!("mkdir {path:?}"))?;
     let c_path = plan::cpath("shm", &path)?;
-    sys::mount::attach_at(mount.as_fd(), &c_path).doing(|| format!("move_mount(/dev/shm, {path:?})"))?;
+    sys::mount::attach_at(mount.as_fd(), &c_path)
+        .doing(|| format!("move_mount(/dev/shm, {path:?})"))?;
     Ok(Shm { mount, attached: Some(path) })
 }
 
@@ -465,7 +492,10 @@ mod tests {
             searches: strings(&["a.local", "b"]),
             options: strings(&["ndots:5"]),
         };
-        assert_eq!(resolv_conf(&dns), "search a.local b\nnameserver 10.0.0.10\nnameserver 8.8.8.8\noptions ndots:5\n");
+        assert_eq!(
+            resolv_conf(&dns),
+            "search a.local b\nnameserver 10.0.0.10\nnameserver 8.8.8.8\noptions ndots:5\n"
+        );
         assert_eq!(resolv_conf(&Dns::default()), "");
     }
 

@@ -149,7 +149,8 @@ impl Shim {
     /// Signals a process, or with `all` every process of the container.
     pub fn kill(&self, target: &Target, signal: u32, all: bool) -> Result<()> {
         let signal = i32::try_from(signal).ok().filter(|s| (0..=64).contains(s));
-        let signal = signal.ok_or_else(|| Error::invalid(format!("signal {signal:?} is none of 0 to 64")))?;
+        let signal = signal
+            .ok_or_else(|| Error::invalid(format!("signal {signal:?} is none of 0 to 64")))?;
         let state = self.lock();
         if let (Some(Some(pidfd)), None) = (state.creating.get(&target.container), &target.exec) {
             return send(pidfd, signal);
@@ -177,8 +178,12 @@ impl Shim {
         if container.init.is_alive() && !pids.contains(&container.init.pid) {
             pids.push(container.init.pid);
         }
-        let exec_of = |pid: u32| container.execs.iter().find(|(_, exec)| exec.pid == pid && exec.is_alive());
-        Ok(pids.into_iter().map(|pid| Pid { pid, exec_id: exec_of(pid).map(|(id, _)| id.clone()) }).collect())
+        let exec_of =
+            |pid: u32| container.execs.iter().find(|(_, exec)| exec.pid == pid && exec.is_alive());
+        Ok(pids
+            .into_iter()
+            .map(|pid| Pid { pid, exec_id: exec_of(pid).map(|(id, _)| id.clone()) })
+            .collect())
     }
 
     /// A container's numbers, until it is deleted.
@@ -188,7 +193,10 @@ impl Shim {
 
     /// Sets a terminal's size; without one there is nothing to do.
     pub fn resize_pty(&self, target: &Target, width: u32, height: u32) -> Result<()> {
-        let cells = |n: u32| u16::try_from(n).map_err(|_| Error::invalid(format!("{n} columns or rows: at most 65535")));
+        let cells = |n: u32| {
+            u16::try_from(n)
+                .map_err(|_| Error::invalid(format!("{n} columns or rows: at most 65535")))
+        };
         let (width, height) = (cells(width)?, cells(height)?);
         let state = self.lock();
         match &state.container(&target.container)?.process(target.exec.as_deref())?.stdio {
@@ -200,7 +208,8 @@ impl Shim {
     /// Closes a process' stdin.
     pub fn close_stdin(&self, target: &Target) -> Result<()> {
         let mut state = self.lock();
-        let process = state.container_mut(&target.container)?.process_mut(target.exec.as_deref())?;
+        let process =
+            state.container_mut(&target.container)?.process_mut(target.exec.as_deref())?;
         if let Some(stdio) = &mut process.stdio {
             stdio.close_stdin();
         }

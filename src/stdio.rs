@@ -14,11 +14,11 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::api::StdioPaths;
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
 use crate::fifo::{Fifo, Stream, let_go, open_log, open_null, set_nonblocking};
 use crate::relay::{Relay, Sink};
-use crate::api::StdioPaths;
 use crate::sys::io::Polled;
 
 /// Who writes to the FIFOs of stdout and stderr.

@@ -18,7 +18,7 @@ use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::plan::cgroup::{Limits, Live, Write, limits};
 use crate::plan::{CgroupDir, Cgroups, Op};
-use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
+use crate::sys::fd::{pidfd_open, pidfd_signal};
 
 mod create;
 mod dir;
@@ -341,7 +341,7 @@ fn kill_each(at: &CgroupDir) -> Result<()> {
     let still: BTreeSet<u32> = pids(at)?.into_iter().collect();
     let mut errors = Vec::new();
     for (pid, pidfd) in open.into_iter().filter(|(pid, _)| still.contains(pid)) {
-        match pidfd_send_signal(&pidfd, libc::SIGKILL) {
+        match pidfd_signal(&pidfd, libc::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(e) => errors.push(Error::sys(format_args!("pidfd_send_signal({pid}, SIGKILL)"), e)),
         }

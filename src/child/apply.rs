@@ -158,7 +158,10 @@ fn new_mount(
         raw::fsconfig(fs.0, key, value.as_deref()).at(Call::Fsconfig)?;
     }
     let own_mode = params.iter().any(|param| param.key.as_c_str() == c"mode");
-    if fstype == c"tmpfs" && !own_mode && let Some(covers) = covers {
+    if fstype == c"tmpfs"
+        && !own_mode
+        && let Some(covers) = covers
+    {
         let text = process::octal(raw::fstat(covers).at(Call::Fstat)?.st_mode);
         let text = std::ffi::CStr::from_bytes_until_nul(&text).unwrap_or(c"755");
         raw::fsconfig(fs.0, c"mode", Some(text)).at(Call::Fsconfig)?;

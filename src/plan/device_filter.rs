@@ -175,31 +175,27 @@ const IF_EQUAL: u8 = 0x15;
 const IF_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
-/// Registers: the result, and what the prologue loads.
+/// Registers.
 const RESULT: u8 = 0;
 const DEVICE: u8 = 1;
-const KIND: u8 = 2;
-const MAJOR: u8 = 3;
-const MINOR: u8 = 4;
+/// What is being compared. Loaded for every rule anew: what the verifier learns of a number in one
+/// rule would make it walk through all others once more for each.
+const FIELD: u8 = 2;
 /// The access bits that no rule has decided yet.
-const OPEN: u8 = 5;
+const OPEN: u8 = 3;
 
 fn insn(code: u8, dst: u8, imm: i32) -> Insn {
     Insn { code, dst, src: 0, off: 0, imm }
 }
 
+/// Loads a word of `struct bpf_cgroup_dev_ctx { u32 access << 16 | kind; u32 major; u32 minor; }`.
+fn load(dst: u8, off: i16) -> Insn {
+    Insn { code: LOAD_WORD, dst, src: DEVICE, off, imm: 0 }
+}
+
 /// A program of type `BPF_PROG_TYPE_CGROUP_DEVICE`: 1 allows, 0 denies.
 pub fn compile(rules: &[Rule]) -> Vec<Insn> {
-    let load = |dst, off| Insn { code: LOAD_WORD, dst, src: DEVICE, off, imm: 0 };
-    // struct bpf_cgroup_dev_ctx { u32 access << 16 | kind; u32 major; u32 minor; }
-    let mut program = vec![
-        load(KIND, 0),
-        insn(AND, KIND, 0xffff),
-        load(OPEN, 0),
-        insn(SHIFT_RIGHT, OPEN, 16),
-        load(MAJOR, 4),
-        load(MINOR, 8),
-    ];
+    let mut program = vec![load(OPEN, 0), insn(SHIFT_RIGHT, OPEN, 16)];
     for rule in effective(rules).iter().rev() {
         if rule.is_everything() {
             // Whatever is open. The verifier refuses code after it, and there is none.
@@ -214,15 +210,16 @@ pub fn compile(rules: &[Rule]) -> Vec<Insn> {
 
 /// One rule: tests that skip it, then what it decides.
 fn block(rule: &Rule, program: &mut Vec<Insn>) {
-    let kind = rule.kind.map(|kind| match kind {
-        Kind::Block => 1,
-        Kind::Char => 2,
-    });
-    let tests = [(KIND, kind), (MAJOR, rule.major), (MINOR, rule.minor)];
-    let mut block: Vec<Insn> = tests
-        .iter()
-        .filter_map(|(reg, value)| value.map(|value| insn(IF_NOT_EQUAL, *reg, value as i32)))
-        .collect();
+    let mut block = Vec::new();
+    if let Some(kind) = rule.kind {
+        let kind = if kind == Kind::Block { 1 } else { 2 };
+        block.extend([load(FIELD, 0), insn(AND, FIELD, 0xffff), insn(IF_NOT_EQUAL, FIELD, kind)]);
+    }
+    for (off, number) in [(4, rule.major), (8, rule.minor)] {
+        if let Some(number) = number {
+            block.extend([load(FIELD, off), insn(IF_NOT_EQUAL, FIELD, number as i32)]);
+        }
+    }
     let access = i32::from(rule.access);
     if rule.allow {
         block.extend([insn(AND, OPEN, !access), insn(IF_NOT_EQUAL, OPEN, 0)]);
@@ -231,7 +228,7 @@ fn block(rule: &Rule, program: &mut Vec<Insn>) {
         block.extend([insn(AND, RESULT, access), insn(IF_EQUAL, RESULT, 0)]);
     }
     block.extend([insn(MOV, RESULT, rule.allow.into()), insn(EXIT, 0, 0)]);
-    // Every jump goes to the next rule. A block has at most 8 instructions.
+    // Every jump goes to the next rule. A block has at most 12 instructions.
     let len = block.len() as i16;
     for (i, jump) in block.iter_mut().enumerate() {
         if matches!(jump.code, IF_EQUAL | IF_NOT_EQUAL) {

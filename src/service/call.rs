@@ -14,8 +14,8 @@ use std::time::Instant;
 use containerd_shim_protos::ttrpc::{self, Code};
 
 use super::convert;
-use crate::error::{Kind, Result};
 use crate::api::Target;
+use crate::error::{Kind, Result};
 
 /// What a client asks for, as the log names it.
 #[derive(Debug)]

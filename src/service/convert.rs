@@ -13,9 +13,9 @@ use containerd_shim_protos::shim::oci;
 use containerd_shim_protos::ttrpc::{self, Code};
 
 use super::proto::runtimeoptions;
+use crate::api::{CreateContainer, Options, Pid, State, Status, StdioPaths, Target};
 use crate::error::{Error, Kind, Result};
 use crate::plan::RootfsMount;
-use crate::api::{CreateContainer, Options, Pid, State, Status, StdioPaths, Target};
 
 pub(super) const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 pub(super) const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";

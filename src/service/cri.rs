@@ -7,8 +7,8 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use super::convert;
 use super::proto::cri;
-use crate::error::{Error, Result};
 use crate::api::{Dns, NamespaceMode, PodConfig};
+use crate::error::{Error, Result};
 
 const POD_SANDBOX_CONFIG: &str = "runtime.v1.PodSandboxConfig";
 

@@ -15,8 +15,8 @@ use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
 use super::call::{Call, detached, run};
 use super::convert::{self, target};
 use super::metrics;
-use crate::error::Error;
 use crate::api::StdioPaths;
+use crate::error::Error;
 use crate::shim::Shim;
 
 /// The Task service of a shim.

@@ -42,7 +42,10 @@ impl Host {
     fn probe(scratch: &Path) -> Result<Host> {
         let path = "/proc/sys/kernel/cap_last_cap";
         let text = std::fs::read_to_string(path).doing(|| format!("read {path}"))?;
-        let last_cap = text.trim().parse().map_err(|_| Error::new(Kind::Unknown, format!("{path}: {text:?}")))?;
+        let last_cap = text
+            .trim()
+            .parse()
+            .map_err(|_| Error::new(Kind::Unknown, format!("{path}: {text:?}")))?;
         Ok(Host { last_cap, overlay_lowerdir_plus: probe_overlay(scratch) })
     }
 }
@@ -107,7 +110,8 @@ impl Shim {
         let facts = self.facts(&request, &joined, layout.cgroups(&cgroup_path), &spec)?;
         let plan = plan::container(&spec, &facts)?;
         log::debug!("plan of {:?}:\n{plan}", request.id);
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+        let resources =
+            spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
         let limits = plan::cgroup::limits(&resources, facts.cgroups.unified, None)?;
         let owner = (request.options.io_uid, request.options.io_gid);
         let kind = stdio_kind(&spec, request.stdio.terminal);
@@ -128,7 +132,13 @@ impl Shim {
         made
     }
 
-    fn facts(&self, request: &CreateContainer, joined: &[Joined], cgroups: plan::Cgroups, spec: &Spec) -> Result<Facts> {
+    fn facts(
+        &self,
+        request: &CreateContainer,
+        joined: &[Joined],
+        cgroups: plan::Cgroups,
+        spec: &Spec,
+    ) -> Result<Facts> {
         let host = match self.host.get() {
             Some(host) => *host,
             None => {
@@ -136,7 +146,11 @@ impl Shim {
                 *self.host.get_or_init(|| host)
             }
         };
-        let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref().map(Vec::len)).unwrap_or(0);
+        let listed = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.namespaces().as_ref().map(Vec::len))
+            .unwrap_or(0);
         let mut ours = vec![false; listed];
         for namespace in joined.iter().filter(|namespace| namespace.ours) {
             ours[namespace.index] = true;
@@ -144,7 +158,9 @@ impl Shim {
         let state = self.lock();
         let sandbox = state.sandbox.as_ref().and_then(|sandbox| Some((sandbox, sandbox.ready()?)));
         let sandbox = match sandbox {
-            Some((sandbox, ready)) => Some(SandboxFiles { dir: sandbox.files(), shm: ready.shm()?.is_some() }),
+            Some((sandbox, ready)) => {
+                Some(SandboxFiles { dir: sandbox.files(), shm: ready.shm()?.is_some() })
+            }
             None => None,
         };
         Ok(Facts {
@@ -155,7 +171,11 @@ impl Shim {
             cgroups,
             last_cap: host.last_cap,
             sandbox,
-            keyring: if request.options.no_new_keyring { String::new() } else { request.id.clone() },
+            keyring: if request.options.no_new_keyring {
+                String::new()
+            } else {
+                request.id.clone()
+            },
             terminal: request.stdio.terminal,
         })
     }
@@ -172,7 +192,9 @@ impl Shim {
     ) -> Result<(Child, Stdio)> {
         let mut inputs = stdio_inputs(fds);
         let names = joined.into_iter().filter(|namespace| !namespace.ours);
-        inputs.extend(names.map(|namespace| (Input::Namespace(namespace.index), namespace.file.into())));
+        inputs.extend(
+            names.map(|namespace| (Input::Namespace(namespace.index), namespace.file.into())),
+        );
         let into = cgroup_inputs(cgroup, &mut inputs)?;
         if plan.inputs.iter().any(|(input, _)| *input == Input::SandboxShm) {
             let shm = match self.lock().sandbox.as_ref().and_then(|sandbox| sandbox.ready()) {
@@ -265,8 +287,13 @@ impl Shim {
             }
             Begin::Exec(process) => {
                 let result = self.run_exec(&target, &process).await;
-                let status = |e: &Error| if e.errno() == Some(nix::errno::Errno::ENOENT) { NOT_FOUND } else { NOT_RUN };
-                let exit = result.as_ref().err().map(|e| Exit { status: status(e), at: SystemTime::now() });
+                let status = |e: &Error| {
+                    if e.errno() == Some(nix::errno::Errno::ENOENT) { NOT_FOUND } else { NOT_RUN }
+                };
+                let exit = result
+                    .as_ref()
+                    .err()
+                    .map(|e| Exit { status: status(e), at: SystemTime::now() });
                 self.settle(&target, &result, exit);
                 result
             }
@@ -289,7 +316,11 @@ impl Shim {
             }
             (Ok(pid), Some(exec)) => {
                 process.started();
-                self.queue.push(Event::ExecStarted { container_id, exec_id: exec.clone(), pid: *pid });
+                self.queue.push(Event::ExecStarted {
+                    container_id,
+                    exec_id: exec.clone(),
+                    pid: *pid,
+                });
             }
         }
     }
@@ -301,7 +332,11 @@ impl Shim {
             let paths = container.process(target.exec.as_deref())?.stdio_paths.clone();
             (container.base.clone(), container.cgroup.clone(), container.init.pidfd()?, paths)
         };
-        let plan = plan::exec(process, base.namespaces, &Facts { terminal: paths.terminal, ..base.facts })?;
+        let plan = plan::exec(
+            process,
+            base.namespaces,
+            &Facts { terminal: paths.terminal, ..base.facts },
+        )?;
         log::debug!("plan of {target:?}:\n{plan}");
         let (mut stdio, fds) = Stdio::open(&paths, StdioKind::Relay, (0, 0))?;
         let mut inputs = stdio_inputs(fds);
@@ -353,10 +388,14 @@ impl Shim {
 
 /// Opens every namespace that the spec names by path. None of them is on a disk that may hang.
 fn joined_namespaces(spec: &Spec) -> Result<Vec<Joined>> {
-    let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let listed =
+        spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
     let mut joined = Vec::new();
     for (index, namespace) in listed.iter().enumerate() {
-        let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else { continue };
+        let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty())
+        else {
+            continue;
+        };
         let doing = || format!("linux.namespaces[{index}]: open {path:?}");
         let file = File::open(path).doing(doing).map_err(|e| e.with_kind(Kind::InvalidArgument))?;
         let ours = namespaces::is_ours(&file, namespaces::name(namespace.typ()))?;
@@ -386,12 +425,24 @@ fn cgroup_inputs(cgroup: &Cgroup, inputs: &mut Vec<(Input, OwnedFd)>) -> Result<
 fn stdio_kind(spec: &Spec, terminal: bool) -> StdioKind {
     use oci_spec::runtime::Capability;
     let process = spec.process().as_ref();
-    let labelled = process.is_some_and(|p| p.selinux_label().as_deref().is_some_and(|label| !label.is_empty()));
+    let labelled = process
+        .is_some_and(|p| p.selinux_label().as_deref().is_some_and(|label| !label.is_empty()));
     let profile = process.and_then(|p| p.apparmor_profile().as_deref()).unwrap_or_default();
-    let usual = ["", "unconfined", "cri-containerd.apparmor.d", "docker-default"].contains(&profile);
+    let usual =
+        ["", "unconfined", "cri-containerd.apparmor.d", "docker-default"].contains(&profile);
     let reads_all = process.and_then(|p| p.capabilities().as_ref()).is_some_and(|caps| {
-        let sets = [caps.bounding(), caps.effective(), caps.permitted(), caps.inheritable(), caps.ambient()];
+        let sets = [
+            caps.bounding(),
+            caps.effective(),
+            caps.permitted(),
+            caps.inheritable(),
+            caps.ambient(),
+        ];
         sets.into_iter().flatten().any(|set| set.contains(&Capability::DacReadSearch))
     });
-    if terminal || labelled || !usual || reads_all { StdioKind::Relay } else { StdioKind::DirectInit }
+    if terminal || labelled || !usual || reads_all {
+        StdioKind::Relay
+    } else {
+        StdioKind::DirectInit
+    }
 }

@@ -30,7 +30,9 @@ pub(super) fn watch(shim: &Arc<Shim>, target: Target, mut exit: ExitWatch) {
     tokio::spawn(async move {
         let exit = ended(&mut exit).await;
         shim.until(|state| match state.container(&target.container) {
-            Ok(container) => container.process(target.exec.as_deref()).is_ok_and(|p| !p.is_starting()),
+            Ok(container) => {
+                container.process(target.exec.as_deref()).is_ok_and(|p| !p.is_starting())
+            }
             Err(_) => true,
         })
         .await;
@@ -61,7 +63,12 @@ impl Shim {
         let Ok(process) = container.process_mut(Some(exec)) else { return };
         process.stopped(exit);
         let pid = process.pid;
-        self.queue.push(Event::Exit { container_id: container_id.into(), id: exec.into(), pid, exit });
+        self.queue.push(Event::Exit {
+            container_id: container_id.into(),
+            id: exec.into(),
+            pid,
+            exit,
+        });
     }
 
     async fn init_ended(&self, id: &str, exit: Exit) {
@@ -153,7 +160,9 @@ impl Shim {
             let container = state.container_mut(id)?;
             let state = container.state();
             if container.deleting {
-                return Err(precondition(format!("delete container {id:?}: another delete is at work")));
+                return Err(precondition(format!(
+                    "delete container {id:?}: another delete is at work"
+                )));
             }
             if !matches!(state, State::Created | State::Stopped) {
                 let state = crate::container::name(state);
@@ -165,7 +174,8 @@ impl Shim {
         if let Some(mut child) = parked {
             child.kill().await;
         }
-        let stopped = self.until(|state| state.container(id).is_ok_and(|c| c.init.exited().is_some()));
+        let stopped =
+            self.until(|state| state.container(id).is_ok_and(|c| c.init.exited().is_some()));
         let result = match tokio::time::timeout(LEFTOVER_LIMIT + POLL, stopped).await {
             Ok(()) => self.take_down(id).await,
             Err(_) => Err(precondition("its init does not die".into())),
@@ -184,7 +194,8 @@ impl Shim {
         let (stdios, cgroup, dir) = {
             let mut state = self.lock();
             let container = state.container_mut(id)?;
-            let processes = std::iter::once(&mut container.init).chain(container.execs.values_mut());
+            let processes =
+                std::iter::once(&mut container.init).chain(container.execs.values_mut());
             let stdios: Vec<_> = processes.filter_map(|process| process.stdio.take()).collect();
             (stdios, container.cgroup.clone(), container.bundle.clone())
         };
@@ -193,7 +204,8 @@ impl Shim {
         for stdio in stdios {
             stdio.drain(end.saturating_duration_since(Instant::now())).await;
         }
-        let steps = [self.remove_cgroup(&cgroup).await, bundle::forget_container(home(self), id, &dir)];
+        let steps =
+            [self.remove_cgroup(&cgroup).await, bundle::forget_container(home(self), id, &dir)];
         Error::join(steps.into_iter().filter_map(Result::err).collect())?;
         let mut state = self.lock();
         let container = state.containers.remove(id).ok_or_else(|| super::no_container(id))?;

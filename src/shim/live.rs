@@ -70,7 +70,12 @@ impl Shim {
                         let _ = cgroup.freeze();
                     }
                 }
-                Ok(false) => break Err(Error::new(Kind::DeadlineExceeded, format!("not frozen after {FREEZE_LIMIT:?}"))),
+                Ok(false) => {
+                    break Err(Error::new(
+                        Kind::DeadlineExceeded,
+                        format!("not frozen after {FREEZE_LIMIT:?}"),
+                    ));
+                }
                 Err(error) => break Err(error),
             }
         };
@@ -108,8 +113,9 @@ impl Shim {
     /// Changes a container's limits. `json` is OCI's LinuxResources.
     pub async fn update(self: Arc<Self>, id: String, json: Vec<u8>) -> Result<()> {
         let doing = || format!("update container {id:?}");
-        let resources: LinuxResources =
-            serde_json::from_slice(&json).map_err(|e| Error::invalid(format!("resources: {e}"))).doing(doing)?;
+        let resources: LinuxResources = serde_json::from_slice(&json)
+            .map_err(|e| Error::invalid(format!("resources: {e}")))
+            .doing(doing)?;
         let cgroup = {
             let state = self.lock();
             let container = state.container(&id)?;

@@ -68,11 +68,12 @@ impl Shim {
                 self.watch_holder(&id);
                 Ok(started)
             }
-            Err((error, undo)) => {
-                let undone = match undo {
+            Err(unstarted) => {
+                let undone = match unstarted.undo {
                     Some(ready) => ready.take_down().await.err(),
                     None => None,
                 };
+                let error = unstarted.error;
                 Err(Error::all(error, undone)).doing(doing)
             }
         }
@@ -121,7 +122,8 @@ impl Shim {
             for child in state.creating.values().flatten() {
                 let _ = sys::fd::pidfd_signal(child, libc::SIGKILL);
             }
-            for container in state.containers.values().filter(|container| container.init.is_alive()) {
+            for container in state.containers.values().filter(|container| container.init.is_alive())
+            {
                 // A cgroup that was never joined is empty; the init is killed all the same.
                 if let Ok(init) = container.init.pidfd() {
                     let _ = sys::fd::pidfd_signal(&init, libc::SIGKILL);
@@ -130,10 +132,14 @@ impl Shim {
             }
         }
         let dead = self.until(|state| {
-            state.creating.is_empty() && state.containers.values().all(|container| !container.init.is_alive())
+            state.creating.is_empty()
+                && state.containers.values().all(|container| !container.init.is_alive())
         });
         if timeout(STOP_LIMIT, dead).await.is_err() {
-            errors.push(Error::new(Kind::DeadlineExceeded, format!("processes are alive after {STOP_LIMIT:?}")));
+            errors.push(Error::new(
+                Kind::DeadlineExceeded,
+                format!("processes are alive after {STOP_LIMIT:?}"),
+            ));
         }
         Error::join(errors)
     }

@@ -17,7 +17,6 @@ const PROG_QUERY: u32 = 16;
 const TYPE_CGROUP_DEVICE: u32 = 15;
 const CGROUP_DEVICE: u32 = 6;
 const ALLOW_MULTI: u32 = 2;
-const REPLACE: u32 = 4;
 
 /// The most programs a cgroup can have (`BPF_CGROUP_MAX_PROGS`).
 const MAX_PROGRAMS: usize = 64;
@@ -46,7 +45,6 @@ struct Attach {
     attach_bpf_fd: i32,
     attach_type: u32,
     attach_flags: u32,
-    replace_bpf_fd: i32,
 }
 
 #[derive(Clone, Copy)]
@@ -98,9 +96,16 @@ fn load(program: &[u64]) -> Result<OwnedFd, Errno> {
         prog_flags: 0,
         prog_name: *b"devices\0\0\0\0\0\0\0\0\0",
     };
-    // SAFETY: `program` and the literal outlive the call, which reads `insn_cnt` instructions and a
-    // string that ends in 0.
-    unsafe { bpf(PROG_LOAD, &mut attr) }.map(owned)
+    let mut tries = 5;
+    loop {
+        // SAFETY: `program` and the literal outlive the call, which reads `insn_cnt` instructions
+        // and a string that ends in 0.
+        match unsafe { bpf(PROG_LOAD, &mut attr) } {
+            // The verifier gives up when a signal is pending.
+            Err(Errno::EAGAIN) if tries > 0 => tries -= 1,
+            done => return done.map(owned),
+        }
+    }
 }
 
 /// The device programs of this very cgroup, without those of its parents.
@@ -144,24 +149,18 @@ pub fn set_device_filter(cgroup: impl AsFd, program: &[u64]) -> Result<()> {
     let new = load(program)
         .doing(|| format!("bpf(BPF_PROG_LOAD, {{BPF_PROG_TYPE_CGROUP_DEVICE, {len} insns}})"))?;
     let old = attached(cgroup).doing(|| "bpf(BPF_PROG_QUERY, BPF_CGROUP_DEVICE)")?;
-    let on = |program: &OwnedFd| Attach {
+    let attach = |program: &OwnedFd, attach_flags| Attach {
         target_fd: cgroup.as_raw_fd(),
         attach_bpf_fd: program.as_raw_fd(),
         attach_type: CGROUP_DEVICE,
-        attach_flags: 0,
-        replace_bpf_fd: 0,
+        attach_flags,
     };
-    let mut attach = Attach { attach_flags: ALLOW_MULTI, ..on(&new) };
-    if let [only] = old.as_slice() {
-        attach.attach_flags |= REPLACE;
-        attach.replace_bpf_fd = only.as_raw_fd();
-    }
-    change(PROG_ATTACH, attach).doing(|| "bpf(BPF_PROG_ATTACH, BPF_CGROUP_DEVICE)")?;
-    if attach.attach_flags & REPLACE != 0 {
-        return Ok(());
-    }
+    change(PROG_ATTACH, attach(&new, ALLOW_MULTI))
+        .doing(|| "bpf(BPF_PROG_ATTACH, BPF_CGROUP_DEVICE)")?;
+    // Until then an access needs the consent of both.
     for program in old {
-        change(PROG_DETACH, on(&program)).doing(|| "bpf(BPF_PROG_DETACH, BPF_CGROUP_DEVICE)")?;
+        change(PROG_DETACH, attach(&program, 0))
+            .doing(|| "bpf(BPF_PROG_DETACH, BPF_CGROUP_DEVICE)")?;
     }
     Ok(())
 }

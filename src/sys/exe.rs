@@ -257,7 +257,8 @@ pub fn close_all() {
 
 /// Allows this process no system call but the one that it sleeps in, and sleeps.
 pub fn sleep_for_ever() -> ! {
-    let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    let statement =
+        |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
     let load = |offset: u32| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
     let allow_if = |nr: i64, to_allow: u8| {
         statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, to_allow, 0, nr as u32)

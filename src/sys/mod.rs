@@ -9,5 +9,4 @@ pub mod exe;
 pub mod fd;
 pub mod io;
 pub mod mount;
-pub mod pidfd;
 pub mod raw;

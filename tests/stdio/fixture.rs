@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use containerd_shim_rs::shim::StdioPaths;
+use containerd_shim_rs::api::StdioPaths;
 use containerd_shim_rs::stdio::Kind;
 use nix::pty::{OpenptyResult, openpty};
 use nix::sys::stat::Mode;

@@ -3,9 +3,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 
+use containerd_shim_rs::api::StdioPaths;
 use containerd_shim_rs::fifo::set_nonblocking;
 use containerd_shim_rs::relay::{Relay, Sink};
-use containerd_shim_rs::shim::StdioPaths;
 use containerd_shim_rs::stdio::{Kind, Stdio};
 use containerd_shim_rs::sys::io::Polled;
 use tokio::io::Interest;
