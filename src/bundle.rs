@@ -4,9 +4,9 @@
 //! A record must be safe on disk before what it describes may run. Its format has a version: a
 //! newer binary reads the record of an older one.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Exit;
+use crate::plan::Cgroups;
 
 /// The format of records that this binary writes.
 pub const RECORD_VERSION: u32 = 1;
@@ -21,7 +22,8 @@ pub const RECORD_VERSION: u32 = 1;
 const CONTAINER_RECORD: &str = "shim-container.json";
 /// The serving process' own record, in its bundle.
 const SERVER_RECORD: &str = "shim-server.json";
-/// In the serving process' bundle: one symlink to the bundle of each container.
+/// In the serving process' bundle: the records of all its containers. containerd removes a
+/// container's own bundle as soon as it finds the server dead, before anyone asks us to clean up.
 const CONTAINERS: &str = "shim-containers";
 /// containerd's identifiers have at most 76 characters; a file name 255.
 const MAX_ID: usize = 255;
@@ -36,7 +38,7 @@ pub struct ContainerRecord {
     /// Field 22 of its `/proc/PID/stat`: a pid alone may be another process' by now.
     pub start_time: u64,
     /// Its directories, one for each hierarchy.
-    pub cgroups: Vec<PathBuf>,
+    pub cgroups: Cgroups,
     /// Once it has ended.
     pub exit_status: Option<u32>,
     /// Milliseconds since 1970.
@@ -98,7 +100,8 @@ pub fn config(bundle: &Path) -> Result<Vec<u8>> {
 /// Writes a file so that it is there whole or not at all.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
-    name.push(".new");
+    // No id has this character: it cannot be another record.
+    name.push("~");
     let new = PathBuf::from(name);
     let write = || -> std::io::Result<()> {
         let _ = fs::remove_file(&new);
@@ -130,8 +133,16 @@ pub fn millis(time: SystemTime) -> u64 {
 }
 
 impl ContainerRecord {
-    /// Writes it into the container's bundle.
-    pub fn write(&self, bundle: &Path) -> Result<()> {
+    /// Writes it into the server's bundle, and into the container's own.
+    pub fn write(&self, home: &Path, bundle: &Path) -> Result<()> {
+        let dir = home.join(CONTAINERS);
+        match DirBuilder::new().mode(0o700).create(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::io(format!("mkdir {dir:?}"), &e));
+            }
+            _ => {}
+        }
+        write_record(&dir.join(&self.id), self)?;
         write_record(&bundle.join(CONTAINER_RECORD), self)
     }
 
@@ -173,21 +184,7 @@ fn read_record<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
     serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::invalid(format!("{path:?}: {e}")))
 }
 
-/// Remembers, in the serving process' bundle, where the bundle of a container is.
-pub fn link_container(home: &Path, id: &str, bundle: &Path) -> Result<()> {
-    let dir = home.join(CONTAINERS);
-    match fs::create_dir(&dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(Error::io(format!("mkdir {dir:?}"), &e));
-        }
-        _ => {}
-    }
-    let link = dir.join(id);
-    let _ = fs::remove_file(&link);
-    std::os::unix::fs::symlink(bundle, &link).doing(|| format!("symlink {link:?}"))
-}
-
-/// Forgets a container: its record and the link to it.
+/// Forgets a container: both its records.
 pub fn forget_container(home: &Path, id: &str, bundle: &Path) -> Result<()> {
     let steps = [bundle.join(CONTAINER_RECORD), home.join(CONTAINERS).join(id)].map(|path| {
         match fs::remove_file(&path) {
@@ -200,14 +197,13 @@ pub fn forget_container(home: &Path, id: &str, bundle: &Path) -> Result<()> {
     Error::join(steps.into_iter().filter_map(Result::err).collect())
 }
 
-/// Every container that the serving process of this bundle had, with its bundle.
-pub fn containers(home: &Path) -> Vec<(String, PathBuf)> {
+/// The record of every container that the serving process of this bundle had. What cannot be read
+/// comes as an error.
+pub fn containers(home: &Path) -> Vec<Result<ContainerRecord>> {
     let Ok(dir) = fs::read_dir(home.join(CONTAINERS)) else { return Vec::new() };
-    dir.flatten()
-        .filter_map(|entry| {
-            Some((entry.file_name().into_string().ok()?, fs::read_link(entry.path()).ok()?))
-        })
-        .collect()
+    // `~`: a write that its process did not live to finish.
+    let whole = dir.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().ends_with(b"~"));
+    whole.filter_map(|entry| read_record(&entry.path()).transpose()).collect()
 }
 
 /// Forgets a server: its record and its list of containers.

@@ -5,13 +5,25 @@
 //! after 5 s), and say the same when it is called twice.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::socket;
+use nix::errno::Errno;
+
+use crate::bundle::{self, ContainerRecord, ServerRecord};
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Kind, Result};
+use crate::events::Exit;
+use crate::plan::Op;
+use crate::{sandbox, socket, sys};
 
 /// 128 + SIGKILL: what containerd's own shim answers when nobody saw the exit.
 const KILLED: u32 = 137;
+/// For all of it. containerd gives 5 s.
+const LIMIT: Duration = Duration::from_secs(4);
+/// After a Shutdown the server ends by itself, a moment after containerd calls us.
+const SERVER_LIMIT: Duration = Duration::from_secs(1);
 
 /// Whom to clean up after.
 #[derive(Clone, Debug)]
@@ -35,12 +47,126 @@ pub struct Outcome {
 
 /// Runs every step whatever the others did; what failed is logged.
 pub fn delete(request: &Request) -> Outcome {
-    if let Some(path) = address(&request.bundle)
-        && let Err(error) = socket::remove_stale(&path)
-    {
-        log::warn!("delete {:?}: {error}", request.id);
+    let end = Instant::now() + LIMIT;
+    let bundle = &request.bundle;
+    let log = |result: Result<()>| {
+        if let Err(error) = result {
+            log::warn!("delete {:?}: {error}", request.id);
+        }
+    };
+    let own = ContainerRecord::read(bundle).unwrap_or_else(|error| {
+        log(Err(error));
+        None
+    });
+    let server = ServerRecord::read(bundle).unwrap_or_else(|error| {
+        log(Err(error));
+        None
+    });
+    if let Some(server) = &server {
+        log(end_process(server.shim_pid, server.shim_start_time, SERVER_LIMIT, end));
     }
-    Outcome { pid: 0, exit_status: KILLED, exited_at: SystemTime::now() }
+    for record in bundle::containers(bundle) {
+        log(record.and_then(|record| remove_container(bundle, &record, end)));
+    }
+    log(own.as_ref().map_or(Ok(()), |record| remove_container(bundle, record, end)));
+    if let Some(server) = &server {
+        if let (Some(pid), Some(start_time)) = (server.holder_pid, server.holder_start_time) {
+            log(end_process(pid, start_time, Duration::ZERO, end));
+        }
+        if let Some(shm) = &server.shm_mount {
+            log(sandbox::unmount_shm(shm));
+        }
+        sandbox::remove_files(bundle);
+        bundle::forget_server(bundle);
+    }
+    if let Some(path) = address(bundle) {
+        log(socket::remove_stale(&path));
+    }
+    let killed = Exit { status: KILLED, at: SystemTime::now() };
+    let exit = own.as_ref().and_then(ContainerRecord::exit).unwrap_or(killed);
+    let pid = own.map_or(0, |record| record.pid);
+    Outcome { pid, exit_status: exit.status, exited_at: exit.at }
+}
+
+/// Kills what a container's record names, and removes its cgroup.
+fn remove_container(bundle: &Path, record: &ContainerRecord, end: Instant) -> Result<()> {
+    let cgroup = Cgroup::from_record(record.cgroups.clone());
+    let mut errors = Vec::new();
+    errors.extend(end_process(record.pid, record.start_time, Duration::ZERO, end).err());
+    errors.extend(empty(&cgroup, end).err());
+    errors.extend(remove(&cgroup, end).err());
+    // Without its record, what is left would never be found again.
+    if errors.is_empty() {
+        errors.extend(bundle::forget_container(bundle, &record.id, bundle).err());
+    }
+    Error::join(errors)
+}
+
+/// Ends the process that has this pid since `start_time`; kills it if it does not end by itself
+/// within `patience`.
+fn end_process(pid: u32, start_time: u64, patience: Duration, end: Instant) -> Result<()> {
+    let pidfd = match sys::fd::pidfd_open(pid) {
+        Err(Errno::ESRCH) => return Ok(()),
+        pidfd => pidfd.map_err(|errno| Error::sys(format!("pidfd_open({pid})"), errno))?,
+    };
+    // Opened first and compared then: what the pidfd names cannot change any more.
+    if bundle::start_time(pid).ok() != Some(start_time) || ended(&pidfd, patience) {
+        return Ok(());
+    }
+    let _ = sys::fd::pidfd_signal(&pidfd, libc::SIGKILL);
+    if ended(&pidfd, end.saturating_duration_since(Instant::now())) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::DeadlineExceeded, format!("process {pid} does not die")))
+}
+
+fn ended(pidfd: &OwnedFd, patience: Duration) -> bool {
+    use std::os::fd::AsFd;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    matches!(poll(&mut fds, timeout), Ok(n) if n > 0)
+}
+
+fn empty(cgroup: &Cgroup, end: Instant) -> Result<()> {
+    let mut pause = Duration::from_millis(1);
+    while !cgroup.empty()? {
+        cgroup.kill_all()?;
+        if Instant::now() > end {
+            return Err(Error::new(
+                Kind::DeadlineExceeded,
+                "processes of the container do not die",
+            ));
+        }
+        sleep(&mut pause);
+    }
+    Ok(())
+}
+
+fn remove(cgroup: &Cgroup, end: Instant) -> Result<()> {
+    let mut errors = Vec::new();
+    for op in cgroup.remove()? {
+        let Op::Rmdir { path } = op else { continue };
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match sys::raw::rmdir(&path) {
+                Ok(_) | Err(Errno::ENOENT) => break,
+                // The kernel still takes the last process apart.
+                Err(Errno::EBUSY) if Instant::now() < end => sleep(&mut pause),
+                Err(errno) => {
+                    errors.push(Error::sys(format!("rmdir {path:?}"), errno));
+                    break;
+                }
+            }
+        }
+    }
+    Error::join(errors)
+}
+
+fn sleep(pause: &mut Duration) {
+    sys::raw::sleep_ms(pause.as_millis() as i64);
+    *pause = (*pause * 2).min(Duration::from_millis(50));
 }
 
 /// The socket that `start` wrote into the bundle's `address`.

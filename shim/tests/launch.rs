@@ -134,7 +134,8 @@ fn the_binary_cannot_be_written_through_the_server() {
     assert!([libc::EROFS, libc::ETXTBSY].contains(&write()));
     // Nothing runs it any more: now only the mount protects it.
     bundle.end_servers(libc::SIGKILL);
-    let protected = || if write() == libc::EROFS { Ok(()) } else { Err("still running".to_string()) };
+    let protected =
+        || if write() == libc::EROFS { Ok(()) } else { Err("still running".to_string()) };
     eventually(protected);
 }
 

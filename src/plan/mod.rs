@@ -99,7 +99,7 @@ pub struct SandboxFiles {
 }
 
 /// The cgroup hierarchies in use, and one container's directory in each.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cgroups {
     /// Only the unified hierarchy, version 2, is in use.
     pub unified: bool,
@@ -109,7 +109,7 @@ pub struct Cgroups {
 }
 
 /// One hierarchy and the container's directory in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CgroupDir {
     /// `["cpu", "cpuacct"]`; `["name=systemd"]`; on v2 what `cgroup.controllers` lists.
     pub controllers: Vec<String>,

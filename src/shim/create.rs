@@ -228,13 +228,12 @@ impl Shim {
             id: request.id.clone(),
             pid,
             start_time: bundle::start_time(pid)?,
-            cgroups: cgroup.cgroups().dirs.iter().map(|dir| dir.path.clone()).collect(),
+            cgroups: cgroup.cgroups().clone(),
             exit_status: None,
             exited_at_ms: None,
         };
         self.write_server_record()?;
-        bundle::link_container(home(self), &request.id, &request.bundle)?;
-        record.write(&request.bundle)?;
+        record.write(home(self), &request.bundle)?;
         let exit = child.exit.clone();
         let oom_kills = cgroup.oom_kills().unwrap_or(0);
         let container = Container {

@@ -95,7 +95,7 @@ impl Shim {
         let Ok(container) = state.container_mut(id) else { return };
         container.record.exit_status = Some(exit.status);
         container.record.exited_at_ms = Some(bundle::millis(exit.at));
-        if let Err(error) = container.record.write(&container.bundle) {
+        if let Err(error) = container.record.write(home(self), &container.bundle) {
             log::warn!("container {id:?}: {error}");
         }
         let kills = container.cgroup.oom_kills().unwrap_or(0);
