@@ -22,6 +22,8 @@ pub struct Process {
     pub pid: u32,
     /// Until Delete drains it.
     pub stdio: Option<Stdio>,
+    /// CloseIO came, perhaps before there was anything to close.
+    stdin_closed: bool,
     stage: Stage,
     pidfd: Option<Arc<OwnedFd>>,
     /// Set once the state is stopped, so that Wait never returns before.
@@ -56,6 +58,7 @@ impl Process {
             stdio_paths,
             pid: child.pid,
             stdio: Some(stdio),
+            stdin_closed: false,
             pidfd: Some(Arc::clone(&child.pidfd)),
             stage: Stage::Parked(Some(Box::new(child))),
             exit: watch::channel(None).0,
@@ -68,6 +71,7 @@ impl Process {
             stdio_paths,
             pid: 0,
             stdio: None,
+            stdin_closed: false,
             pidfd: None,
             stage: Stage::Registered(Box::new(process)),
             exit: watch::channel(None).0,
@@ -92,8 +96,19 @@ impl Process {
     }
 
     /// An exec got its process.
-    pub fn launched(&mut self, pid: u32, pidfd: Arc<OwnedFd>, stdio: Stdio) {
+    pub fn launched(&mut self, pid: u32, pidfd: Arc<OwnedFd>, mut stdio: Stdio) {
+        if self.stdin_closed {
+            stdio.close_stdin();
+        }
         (self.pid, self.pidfd, self.stdio) = (pid, Some(pidfd), Some(stdio));
+    }
+
+    /// CloseIO. A client whose input is short sends it before Start.
+    pub fn close_stdin(&mut self) {
+        self.stdin_closed = true;
+        if let Some(stdio) = &mut self.stdio {
+            stdio.close_stdin();
+        }
     }
 
     /// starting → running.

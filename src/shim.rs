@@ -210,9 +210,7 @@ impl Shim {
         let mut state = self.lock();
         let process =
             state.container_mut(&target.container)?.process_mut(target.exec.as_deref())?;
-        if let Some(stdio) = &mut process.stdio {
-            stdio.close_stdin();
-        }
+        process.close_stdin();
         Ok(())
     }
 
