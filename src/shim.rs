@@ -12,6 +12,7 @@ mod pod;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ use crate::sys;
 /// How long a server waits for its first sandbox or container, and a sandbox for its start:
 /// containerd may die between the two, or never get through, and nobody else would end us.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
+/// How long after a start the process lets go of what only a start needs.
+const REST: Duration = Duration::from_secs(2);
 /// How long the last events may take to reach containerd.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
@@ -61,6 +64,8 @@ pub struct Shim {
     /// A process or a sandbox changed its state.
     changed: Notify,
     ending: Notify,
+    /// A `rest` is on its way.
+    resting: AtomicBool,
     layout: OnceLock<Layout>,
     host: OnceLock<create::Host>,
 }
@@ -83,6 +88,7 @@ impl Shim {
             state: Mutex::default(),
             changed: Notify::new(),
             ending: Notify::new(),
+            resting: AtomicBool::new(false),
             layout: OnceLock::new(),
             host: OnceLock::new(),
         })
@@ -120,6 +126,19 @@ impl Shim {
             Some(ready) => ready.outside(work),
             None => work(),
         }
+    }
+
+    /// Gives back what only a start needs, once there is time.
+    fn rest(self: &Arc<Self>) {
+        if self.resting.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let shim = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(REST).await;
+            shim.resting.store(false, Ordering::Relaxed);
+            sys::memory::release_text();
+        });
     }
 
     /// What State says of a process.

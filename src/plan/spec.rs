@@ -6,7 +6,7 @@
 
 use oci_spec::runtime::{Capability, Process, Spec};
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, from_slice, from_value};
+use serde_json::{Map, Value, from_slice};
 
 use crate::error::{Error, Result};
 
@@ -25,7 +25,7 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
             let mut warnings = Vec::new();
             put_right(&mut value, &mut warnings);
             at(&mut value, "/linux/resources").map(|resources| resources.remove("pids"));
-            return Ok((typed("config.json", value)?, warnings));
+            return Ok((typed("config.json", &value)?, warnings));
         }
     }
     Ok((spec, warnings))
@@ -51,15 +51,17 @@ fn read<T: DeserializeOwned>(
     let mut value = tree(what, bytes)?;
     let mut warnings = Vec::new();
     put_right(&mut value, &mut warnings);
-    Ok((typed(what, value)?, warnings))
+    Ok((typed(what, &value)?, warnings))
 }
 
 fn tree(what: &str, bytes: &[u8]) -> Result<Value> {
     from_slice(bytes).map_err(|e| Error::invalid(format!("{what}: {e}")))
 }
 
-fn typed<T: DeserializeOwned>(what: &str, value: Value) -> Result<T> {
-    from_value(value).map_err(|e| Error::invalid(format!("{what}: {e}")))
+/// By way of its text: `from_value` would have the compiler make every type's parser once more.
+fn typed<T: DeserializeOwned>(what: &str, value: &Value) -> Result<T> {
+    let text = value.to_string();
+    from_slice(text.as_bytes()).map_err(|e| Error::invalid(format!("{what}: {e}")))
 }
 
 fn at<'a>(value: &'a mut Value, pointer: &str) -> Option<&'a mut Map<String, Value>> {
@@ -102,7 +104,7 @@ fn put_process_right(process: &mut Value, warnings: &mut Vec<String>) {
         let names = process.pointer_mut(&format!("/capabilities/{set}"));
         let Some(names) = names.and_then(Value::as_array_mut) else { continue };
         names.retain(|name| {
-            let known = from_value::<Capability>(name.clone()).is_ok();
+            let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
             if !known {
                 // The specification wants a warning and no error.
                 warnings.push(format!("process.capabilities.{set}: {name} is unknown, ignored"));

@@ -90,6 +90,7 @@ impl Shim {
         }
         let result = self.make(request).await;
         self.lock().creating.remove(&id);
+        self.rest();
         result.doing(|| format!("create container {id:?}"))
     }
 
@@ -298,6 +299,7 @@ impl Shim {
             }
         };
         self.changed.notify_waiters();
+        self.rest();
         result.doing(name)
     }
 

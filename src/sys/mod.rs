@@ -8,5 +8,6 @@ pub mod clone;
 pub mod exe;
 pub mod fd;
 pub mod io;
+pub mod memory;
 pub mod mount;
 pub mod raw;
