@@ -206,10 +206,12 @@ pub fn containers(home: &Path) -> Vec<Result<ContainerRecord>> {
     whole.filter_map(|entry| read_record(&entry.path()).transpose()).collect()
 }
 
-/// Forgets a server: its record and its list of containers.
+/// Forgets a server, unless a container of its is still on record.
 pub fn forget_server(home: &Path) {
-    let _ = fs::remove_file(home.join(SERVER_RECORD));
-    let _ = fs::remove_dir_all(home.join(CONTAINERS));
+    match fs::remove_dir(home.join(CONTAINERS)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {}
+        _ => drop(fs::remove_file(home.join(SERVER_RECORD))),
+    }
 }
 
 #[cfg(test)]

@@ -105,6 +105,10 @@ fn remove_container(bundle: &Path, record: &ContainerRecord, end: Instant) -> Re
 /// Ends the process that has this pid since `start_time`; kills it if it does not end by itself
 /// within `patience`.
 fn end_process(pid: u32, start_time: u64, patience: Duration, end: Instant) -> Result<()> {
+    if pid == 0 {
+        // On record before it was cloned; its cgroup knows it.
+        return Ok(());
+    }
     let pidfd = match sys::fd::pidfd_open(pid) {
         Err(Errno::ESRCH) => return Ok(()),
         pidfd => pidfd.map_err(|errno| Error::sys(format!("pidfd_open({pid})"), errno))?,
@@ -132,7 +136,7 @@ fn ended(pidfd: &OwnedFd, patience: Duration) -> bool {
 fn empty(cgroup: &Cgroup, end: Instant) -> Result<()> {
     let mut pause = Duration::from_millis(1);
     while !cgroup.empty()? {
-        cgroup.kill_all()?;
+        cgroup.kill_all(libc::SIGKILL)?;
         if Instant::now() > end {
             return Err(Error::new(
                 Kind::DeadlineExceeded,

@@ -39,7 +39,7 @@ pub struct Container {
 pub struct ExecBase {
     /// Those of Create, without what only a rootfs needs.
     pub facts: Facts,
-    /// `CLONE_NEW*` of the namespaces that the init has and the shim has not.
+    /// `CLONE_NEW*` of the init's namespaces that an exec joins.
     pub namespaces: i32,
     /// The kernel ends every process of the container with its init.
     pub own_pid_namespace: bool,
@@ -53,7 +53,11 @@ impl ExecBase {
             ExecBase { facts: Facts::default(), namespaces: 0, own_pid_namespace: false };
         for (index, namespace) in listed.unwrap_or_default().iter().enumerate() {
             let joined = namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
-            if !joined || !facts.ours.get(index).copied().unwrap_or(false) {
+            let ours = joined && facts.ours.get(index).copied().unwrap_or(false);
+            // Those that the shim is in itself are joined all the same: it may have left them by
+            // the time of an exec. But not the host's PID and user namespaces.
+            let host = [LinuxNamespaceType::Pid, LinuxNamespaceType::User];
+            if !ours || !host.contains(&namespace.typ()) {
                 base.namespaces |= namespaces::flag(namespace.typ());
             }
             base.own_pid_namespace |= !joined && namespace.typ() == LinuxNamespaceType::Pid;

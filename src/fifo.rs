@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use tokio::time::sleep;
 
 use crate::error::{Doing, Error, Result};
+use crate::sys;
 
 /// What one stdio field names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,10 +122,19 @@ pub fn open_log(path: &str) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// `/dev/null` of the host.
+/// `/dev/null` of the host, from a mount of its own that is read-only: a container's root can write
+/// to the device, but not change the mode or the owner of the host's node.
 pub fn open_null() -> Result<OwnedFd> {
-    open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-        .doing(|| "open(\"/dev/null\", O_RDWR)")
+    let mount = sys::mount::clone_path(c"/dev/null").doing(|| "open_tree(\"/dev/null\")")?;
+    sys::raw::set_mount_attr(
+        mount.as_raw_fd(),
+        libc::MOUNT_ATTR_RDONLY,
+        0,
+        libc::MS_PRIVATE,
+        false,
+    )
+    .doing(|| "mount_setattr(\"/dev/null\")")?;
+    reopen(&mount, OFlag::O_RDWR)
 }
 
 fn file_type(fd: &OwnedFd) -> Result<SFlag> {

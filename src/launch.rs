@@ -17,7 +17,7 @@ use crate::child::{self, Frozen};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Exit;
 use crate::plan::{Input, Op, Plan};
-use crate::reaper::{ExitWatch, Reaper, ended};
+use crate::reaper::{ExitWatch, Expecting, Reaper, ended};
 use crate::sys;
 
 /// Ops are numbered with 16 bits in a report.
@@ -36,6 +36,19 @@ pub struct Child {
     pub master: Option<OwnedFd>,
     reports: Polled,
     plan: Plan,
+    reaper: Arc<Reaper>,
+    /// A `Birth` has not been reported yet.
+    expecting: Option<Expecting>,
+    /// Its program runs, or it has ended well: nobody has to kill it.
+    released: bool,
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.released {
+            let _ = sys::fd::pidfd_signal(&self.pidfd, libc::SIGKILL);
+        }
+    }
 }
 
 /// Clones a child that carries out `plan`. `inputs` holds what the plan asks for, `Report` aside;
@@ -53,6 +66,7 @@ pub fn launch(
         )));
     }
     let (ours, theirs) = sys::fd::message_pair().doing(|| "socketpair")?;
+    let reports = Polled::new(ours, Interest::READABLE).doing(|| "epoll_ctl(reports)")?;
     let report = plan.input(Input::Report);
     let find = |input: &Input| match input {
         Input::Report => Ok(theirs.as_raw_fd()),
@@ -79,10 +93,23 @@ pub fn launch(
             sys::clone::with_pid_namespace(fd, home.as_fd(), clone).map_err(join_error)
         }
     }?;
+    let expecting = plan.ops.contains(&Op::Birth).then(|| reaper.expect_birth());
     let pidfd = Arc::new(cloned.pidfd);
-    let exit = reaper.adopt(cloned.pid, &pidfd)?;
-    let reports = Polled::new(ours, Interest::READABLE).doing(|| "epoll_ctl(reports)")?;
-    Ok(Child { pid: cloned.pid, pidfd, exit, master: None, reports, plan })
+    let exit = reaper.adopt(cloned.pid, &pidfd).inspect_err(|_| {
+        let _ = sys::fd::pidfd_signal(&pidfd, libc::SIGKILL);
+    })?;
+    let reaper = Arc::clone(reaper);
+    Ok(Child {
+        pid: cloned.pid,
+        pidfd,
+        exit,
+        master: None,
+        reports,
+        plan,
+        reaper,
+        expecting,
+        released: false,
+    })
 }
 
 /// setns(2) of a pidfd says ESRCH, and clone(2) in a PID namespace without an init ENOMEM.
@@ -131,9 +158,16 @@ impl Child {
 
     /// Lets a parked child go on, and waits until its program runs or it has ended well.
     pub async fn go(&mut self) -> Result<()> {
-        let _ = sys::raw::send(self.reports.get_ref().as_raw_fd(), &GO, None);
+        // Only where it is read: an unread message would make the child's end an ECONNRESET.
+        if self.plan.ops.contains(&Op::Ready) {
+            let _ = sys::raw::send(self.reports.get_ref().as_raw_fd(), &GO, None);
+        }
         match self.next().await? {
-            None => Ok(()),
+            None if self.expecting.is_some() => Err(self.died().await),
+            None => {
+                self.released = true;
+                Ok(())
+            }
             Some(()) => Err(self.failed(Error::new(Kind::Unknown, "a report out of order")).await),
         }
     }
@@ -147,14 +181,25 @@ impl Child {
                     guard.clear_ready();
                     continue;
                 }
-                Err(Errno::EINTR) => continue,
-                Err(Errno::ECONNRESET) | Ok(None) => return Ok(None),
+                // The reset comes before what is still queued, and is gone once it was read.
+                Err(Errno::EINTR | Errno::ECONNRESET) => continue,
+                Ok(None) => return Ok(None),
                 Err(errno) => return Err(self.failed(Error::sys("recvmsg", errno)).await),
                 Ok(Some(message)) => message,
             };
             match (Report::decode(message.0), message.1) {
                 (Some(Report::Ready { .. }), None) => return Ok(Some(())),
-                (Some(Report::Master { .. }), Some(fd)) => self.master = Some(fd),
+                (Some(Report::Master { op }), Some(fd))
+                    if self.master.is_none()
+                        && self.is(op, |op| matches!(op, Op::OpenPty { .. })) =>
+                {
+                    self.master = Some(fd);
+                }
+                (Some(Report::Born { op, pid }), Some(pidfd))
+                    if self.is(op, |op| *op == Op::Birth) =>
+                {
+                    self.born(pid as u32, pidfd).await?;
+                }
                 (Some(Report::Failed { op, call, errno }), None) => {
                     let error = step_error(&self.plan, op, call, Errno::from_raw(errno));
                     return Err(self.failed(error).await);
@@ -166,6 +211,30 @@ impl Child {
                 }
             }
         }
+    }
+
+    /// Whether a report comes from a step that makes such reports.
+    fn is(&self, index: u16, kind: impl Fn(&Op) -> bool) -> bool {
+        self.plan.ops.get(usize::from(index)).is_some_and(kind)
+    }
+
+    /// The plan goes on in another process.
+    async fn born(&mut self, pid: u32, pidfd: OwnedFd) -> Result<()> {
+        if self.expecting.is_none() {
+            return Err(self.failed(Error::new(Kind::Unknown, "a second birth")).await);
+        }
+        let pidfd = Arc::new(pidfd);
+        let adopted = self.reaper.adopt(pid, &pidfd);
+        (self.pid, self.pidfd) = (pid, pidfd);
+        match adopted {
+            Ok(exit) => self.exit = exit,
+            Err(error) => {
+                let _ = sys::fd::pidfd_signal(&self.pidfd, libc::SIGKILL);
+                return Err(error);
+            }
+        }
+        self.expecting = None;
+        Ok(())
     }
 
     /// Makes sure that a child which failed is gone.
@@ -194,6 +263,10 @@ fn step_error(plan: &Plan, op: u16, call: Call, errno: Errno) -> Error {
     let text = plan.ops.get(index).map_or_else(String::new, Op::to_string);
     let error = Error::sys(call.name(), errno);
     let error = match (plan.ops.get(index), errno) {
+        // setns(2) with the pidfd of a dead process; a PID namespace without its init.
+        (Some(Op::Setns { .. } | Op::Birth), Errno::ESRCH | Errno::ENOMEM) => {
+            error.with_kind(Kind::FailedPrecondition).doing("init is not running")
+        }
         (Some(Op::FindExecutable { .. }), Errno::ENOENT) => {
             let name =
                 plan.args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();

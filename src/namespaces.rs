@@ -3,10 +3,11 @@
 //!
 //! The saved descriptors are an escape to the host: close-on-exec, and never given to a child.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::LinuxNamespaceType;
 
@@ -36,9 +37,14 @@ fn known(kind: LinuxNamespaceType) -> (&'static str, i32) {
     }
 }
 
-/// What this process entered, and where it came from.
-#[derive(Debug)]
-pub struct Entered {
+/// The namespaces that this process has entered, if it has, and where it came from.
+#[derive(Debug, Default)]
+pub struct Pod {
+    entered: Mutex<Option<Entered>>,
+}
+
+#[derive(Debug, Default)]
+struct Entered {
     host: Vec<(i32, File)>,
     /// The pod's network namespace, if it is not the host's.
     pod_net: Option<File>,
@@ -51,6 +57,17 @@ pub struct Wanted<'a> {
     pub net: Option<&'a Path>,
     pub ipc: bool,
     pub uts: bool,
+}
+
+/// Opens a namespace's file. What is no namespace is refused, and a FIFO does not block.
+pub fn open(path: &Path) -> Result<File> {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.doing(|| format!("open {path:?}"))?;
+    match raw::fs_magic(file.as_raw_fd()).doing(|| "fstatfs")? {
+        NSFS_MAGIC => Ok(file),
+        _ => Err(Error::invalid(format!("{path:?} is not a namespace"))),
+    }
 }
 
 fn own(kind: &str) -> Result<File> {
@@ -66,14 +83,34 @@ pub fn is_ours(file: &File, kind: &str) -> Result<bool> {
     Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
 }
 
-/// Enters a pod's namespaces. On an error this process is where it was.
-pub fn enter(wanted: Wanted<'_>) -> Result<Entered> {
-    let mut entered = Entered { host: Vec::new(), pod_net: None };
-    match entered.step_in(wanted) {
-        Ok(()) => Ok(entered),
-        Err(error) => {
+impl Pod {
+    fn lock(&self) -> MutexGuard<'_, Option<Entered>> {
+        self.entered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a pod's namespaces. On an error this process is where it was.
+    pub fn enter(&self, wanted: Wanted<'_>) -> Result<()> {
+        let mut entered = Entered::default();
+        match entered.step_in(wanted) {
+            Ok(()) => {
+                *self.lock() = Some(entered);
+                Ok(())
+            }
             // A process that is half in a pod must not serve; `leave` says so if it fails too.
-            Err(Error::all(error, entered.leave().err()))
+            Err(error) => Err(Error::all(error, entered.leave().err())),
+        }
+    }
+
+    /// Goes back to the host's namespaces, so that the pod's end with its processes.
+    pub fn leave(&self) -> Result<()> {
+        self.lock().take().map_or(Ok(()), |mut entered| entered.leave())
+    }
+
+    /// Runs `work` in the host's network namespace, wherever this process is.
+    pub fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
+        match self.lock().as_ref() {
+            Some(entered) => entered.outside(work),
+            None => work(),
         }
     }
 }
@@ -81,7 +118,7 @@ pub fn enter(wanted: Wanted<'_>) -> Result<Entered> {
 impl Entered {
     fn step_in(&mut self, wanted: Wanted<'_>) -> Result<()> {
         if let Some(path) = wanted.net {
-            let pod = File::open(path).doing(|| format!("open network namespace {path:?}"))?;
+            let pod = open(path)?;
             let host = own("net")?;
             raw::setns(pod.as_raw_fd(), libc::CLONE_NEWNET)
                 .doing(|| format!("setns {path:?} net"))?;
@@ -100,9 +137,9 @@ impl Entered {
         Ok(())
     }
 
-    /// Runs `work` in the host's network namespace: a socket that is created in the pod's would
-    /// keep it alive from the other end, after the pod is gone. Aborts if the way back in fails.
-    pub fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// A socket that is created in the pod's network namespace keeps it alive from the other end,
+    /// after the pod is gone. Aborts if the way back in fails.
+    fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
         let host = self.host.iter().find(|(flag, _)| *flag == libc::CLONE_NEWNET);
         let (Some((_, host)), Some(pod)) = (host, &self.pod_net) else { return work() };
         if raw::setns(host.as_raw_fd(), libc::CLONE_NEWNET).is_err() {
@@ -115,8 +152,7 @@ impl Entered {
         result
     }
 
-    /// Goes back to the host's namespaces, so that the pod's end with its processes.
-    pub fn leave(&mut self) -> Result<()> {
+    fn leave(&mut self) -> Result<()> {
         self.pod_net = None;
         let back = self.host.drain(..).filter_map(|(flag, host)| {
             raw::setns(host.as_raw_fd(), flag)

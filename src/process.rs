@@ -82,7 +82,9 @@ impl Process {
     pub fn begin(&mut self) -> Result<Begin> {
         let stage = std::mem::replace(&mut self.stage, Stage::Starting);
         let refused = match stage {
-            Stage::Parked(Some(child)) => return Ok(Begin::Init(child)),
+            Stage::Parked(Some(child)) if child.exit.borrow().is_none() => {
+                return Ok(Begin::Init(child));
+            }
             Stage::Registered(process) => return Ok(Begin::Exec(process)),
             other => other,
         };
@@ -111,11 +113,13 @@ impl Process {
         }
     }
 
-    /// starting → running.
-    pub fn started(&mut self) {
-        if matches!(self.stage, Stage::Starting) {
+    /// starting → running. False: it was not starting any more.
+    pub fn started(&mut self) -> bool {
+        let starting = self.is_starting();
+        if starting {
             self.stage = Stage::Running;
         }
+        starting
     }
 
     /// starting → failed. An exec that never had a process is stopped at once.

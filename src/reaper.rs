@@ -5,17 +5,18 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use crate::sys::io::Polled;
 use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::Interest;
 use tokio::sync::watch;
 
 use crate::error::{Doing, Result};
 use crate::events::Exit;
+use crate::sys::fd::{Whom, wait};
 
 /// Resolves to how a process ended; any number of clones may wait.
 pub type ExitWatch = watch::Receiver<Option<Exit>>;
@@ -27,6 +28,7 @@ const UNKNOWN_STATUS: u32 = 255;
 #[derive(Debug, Default)]
 pub struct Reaper {
     ours: Mutex<BTreeSet<u32>>,
+    births: AtomicUsize,
 }
 
 impl Reaper {
@@ -40,7 +42,7 @@ impl Reaper {
         self.ours().insert(pid);
         let reaper = Arc::clone(self);
         tokio::spawn(async move {
-            let exit = wait(&ready).await;
+            let exit = wait_for(&ready).await;
             reaper.ours().remove(&pid);
             reaper.sweep();
             sender.send_replace(Some(exit));
@@ -60,16 +62,18 @@ impl Reaper {
         }
     }
 
+    /// Until the guard is dropped, a child may be born that nobody knows yet: no sweeps.
+    pub fn expect_birth(self: &Arc<Self>) -> Expecting {
+        self.births.fetch_add(1, Ordering::Relaxed);
+        Expecting { reaper: Arc::clone(self) }
+    }
+
     /// Buries every dead orphan, up to the first dead child of ours: whoever waits for that one
     /// sweeps again.
     fn sweep(&self) {
-        let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        while let Ok(status) = waitid(Id::All, peek) {
-            let Some(pid) = status.pid() else { return };
-            if self.ours().contains(&(pid.as_raw() as u32)) {
-                return;
-            }
-            if waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).is_err() {
+        while self.births.load(Ordering::Relaxed) == 0 {
+            let Ok(Some(dead)) = wait(Whom::PeekAny) else { return };
+            if self.ours().contains(&dead.pid) || wait(Whom::Pid(dead.pid)).is_err() {
                 return;
             }
         }
@@ -80,13 +84,24 @@ impl Reaper {
     }
 }
 
-async fn wait(pidfd: &Polled) -> Exit {
+/// See [`Reaper::expect_birth`].
+#[derive(Debug)]
+pub struct Expecting {
+    reaper: Arc<Reaper>,
+}
+
+impl Drop for Expecting {
+    fn drop(&mut self) {
+        self.reaper.births.fetch_sub(1, Ordering::Relaxed);
+        self.reaper.sweep();
+    }
+}
+
+async fn wait_for(pidfd: &Polled) -> Exit {
     loop {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-        let status = match waitid(Id::PIDFd(pidfd.get_ref().as_fd()), flags) {
-            Ok(WaitStatus::Exited(_, code)) => code as u32,
-            Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as u32,
-            Ok(_) => match pidfd.readable().await {
+        let status = match wait(Whom::Pidfd(pidfd.get_ref().as_fd())) {
+            Ok(Some(ended)) => ended.status,
+            Ok(None) => match pidfd.readable().await {
                 Ok(mut guard) => {
                     guard.clear_ready();
                     continue;

@@ -8,21 +8,24 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::api::{CreateSandbox, Dns, NamespaceMode, PodConfig, SandboxStatus, StartedSandbox};
 use crate::bundle;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Exit;
 use crate::launch::{self, Child};
-use crate::namespaces::{self, Entered, Wanted};
+use crate::namespaces::{Pod, Wanted};
 use crate::plan::{self, Facts, Input};
 use crate::reaper::{ExitWatch, Reaper, ended};
 use crate::sys;
 
+/// How long the pod's first process may take to end once it was killed.
+const HOLDER_LIMIT: Duration = Duration::from_secs(5);
 /// Below the sandbox's bundle: what its containers see in `/etc`.
 const FILES: &str = "etc";
 /// As CRI's own pause sandbox has it.
@@ -46,6 +49,8 @@ enum Stage {
     /// StartSandbox is at work on it.
     Starting,
     Ready(Ready),
+    /// StopSandbox is at work on it.
+    Stopping,
     Stopped,
 }
 
@@ -59,7 +64,6 @@ pub struct Unstarted {
 /// What a started sandbox holds.
 #[derive(Debug)]
 pub struct Ready {
-    entered: Entered,
     holder: Option<Holder>,
     shm: Option<Shm>,
 }
@@ -147,16 +151,21 @@ impl Sandbox {
         }
     }
 
-    /// Moves to stopped; what it held is for the caller to take down. `None`: it already was.
-    pub fn stopping(&mut self) -> Option<Ready> {
-        match std::mem::replace(&mut self.stage, Stage::Stopped) {
-            Stage::Ready(ready) => Some(ready),
-            _ => None,
+    /// Moves to stopping; what it held is for the caller to take down, who then calls
+    /// [`Sandbox::stopped`]. `None`: it was stopped, or somebody else is at it.
+    pub fn stopping(&mut self) -> Option<Option<Ready>> {
+        if matches!(self.stage, Stage::Stopping | Stage::Stopped) {
+            return None;
+        }
+        match std::mem::replace(&mut self.stage, Stage::Stopping) {
+            Stage::Ready(ready) => Some(Some(ready)),
+            _ => Some(None),
         }
     }
 
-    /// Completes every waiter.
+    /// Moves to stopped, and completes every waiter.
     pub fn stopped(&mut self, status: u32) {
+        self.stage = Stage::Stopped;
         self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
             exit.get_or_insert(Exit { status, at: SystemTime::now() });
@@ -169,6 +178,7 @@ impl Sandbox {
             Stage::Created => "created",
             Stage::Starting => "starting",
             Stage::Ready(_) => "ready",
+            Stage::Stopping => "stopping",
             Stage::Stopped => "stopped",
         };
         Error::new(Kind::FailedPrecondition, format!("{verb} sandbox {:?}: it is {state}", self.id))
@@ -192,6 +202,11 @@ impl Sandbox {
         matches!(self.stage, Stage::Stopped)
     }
 
+    /// Whether StartSandbox is at work.
+    pub fn is_starting(&self) -> bool {
+        matches!(self.stage, Stage::Starting)
+    }
+
     /// Whether StartSandbox has not come yet.
     pub fn is_waiting(&self) -> bool {
         matches!(self.stage, Stage::Created)
@@ -210,7 +225,7 @@ impl Sandbox {
         let ready = self.ready().is_some();
         SandboxStatus {
             id: self.id.clone(),
-            pid: if self.is_stopped() { 0 } else { self.pid() },
+            pid: if ready { self.pid() } else { 0 },
             ready,
             created_at: self.created_at,
             exited_at: self.exit.borrow().map(|exit| exit.at),
@@ -274,21 +289,22 @@ impl Ready {
         self.shm.as_ref().map(dup).transpose()
     }
 
-    /// Runs `work` in the host's network namespace.
-    pub fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.entered.outside(work)
-    }
-
-    /// Takes everything down; every step runs.
-    pub async fn take_down(mut self) -> Result<()> {
+    /// Takes everything down; every step runs, and the namespaces are left whatever hangs in them.
+    pub async fn take_down(mut self, pod: &Pod) -> Result<()> {
         let mut errors = Vec::new();
-        if let Some(holder) = &mut self.holder {
+        if let Some(holder) = &self.holder {
             let _ = sys::fd::pidfd_signal(&holder.pidfd, libc::SIGKILL);
-            ended(&mut holder.exit).await;
         }
-        errors.extend(self.entered.leave().err());
+        errors.extend(pod.leave().err());
         if let Some(path) = self.shm.as_ref().and_then(|shm| shm.attached.as_deref()) {
             errors.extend(unmount_shm(path).err());
+        }
+        // pid 1 of the pod ends only after every process of its namespace has.
+        if let Some(holder) = &mut self.holder
+            && timeout(HOLDER_LIMIT, ended(&mut holder.exit)).await.is_err()
+        {
+            let text = format!("a process of the pod is alive after {HOLDER_LIMIT:?}");
+            errors.push(Error::new(Kind::DeadlineExceeded, text));
         }
         Error::join(errors)
     }
@@ -324,18 +340,19 @@ pub struct StartRequest {
 }
 
 /// Enters the pod's namespaces and makes what its containers share. On an error nothing is left.
-pub async fn start(reaper: &Arc<Reaper>, request: StartRequest) -> Result<Ready> {
+pub async fn start(reaper: &Arc<Reaper>, pod: &Pod, request: StartRequest) -> Result<Ready> {
     let host_network = request.netns.is_none();
     let wanted = Wanted {
         net: request.netns.as_deref(),
         ipc: request.config.ipc != NamespaceMode::Node,
         uts: !host_network,
     };
-    let mut ready = Ready { entered: namespaces::enter(wanted)?, holder: None, shm: None };
+    pod.enter(wanted)?;
+    let mut ready = Ready { holder: None, shm: None };
     match fill(reaper, &request, wanted, &mut ready).await {
         Ok(()) => Ok(ready),
         Err(error) => {
-            let undone = ready.take_down().await.err();
+            let undone = ready.take_down(pod).await.err();
             bundle::forget_server(&request.bundle);
             Err(Error::all(error, undone))
         }
@@ -430,7 +447,7 @@ async fn start_holder(reaper: &Arc<Reaper>, bundle: &Path) -> Result<Holder> {
     }
     let mut child: Child = launch::launch(reaper, plan, inputs, None).map_err(doing)?;
     child.go().await.map_err(doing)?;
-    Ok(Holder { pid: child.pid, pidfd: child.pidfd, exit: child.exit })
+    Ok(Holder { pid: child.pid, pidfd: Arc::clone(&child.pidfd), exit: child.exit.clone() })
 }
 
 fn write_files(bundle: &Path, config: &PodConfig) -> Result<()> {

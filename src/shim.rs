@@ -24,6 +24,7 @@ use crate::cgroup::{Layout, Stats};
 use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::events::{Exit, Queue};
+use crate::namespaces::Pod;
 use crate::reaper::{Reaper, ended};
 use crate::sandbox::Sandbox;
 use crate::sys;
@@ -60,6 +61,8 @@ pub struct Shim {
     /// What containerd shall hear of.
     pub queue: Arc<Queue>,
     reaper: Arc<Reaper>,
+    /// The namespaces that this process has entered.
+    pod: Pod,
     state: Mutex<State>,
     /// A process or a sandbox changed its state.
     changed: Notify,
@@ -76,6 +79,8 @@ struct State {
     containers: BTreeMap<String, Container>,
     /// Ids that Create is at work on, with their child once there is one.
     creating: BTreeMap<String, Option<Arc<OwnedFd>>>,
+    /// The process will end: nothing new is taken in.
+    ending: bool,
 }
 
 impl Shim {
@@ -85,6 +90,7 @@ impl Shim {
             settings,
             queue: Arc::default(),
             reaper: Arc::default(),
+            pod: Pod::default(),
             state: Mutex::default(),
             changed: Notify::new(),
             ending: Notify::new(),
@@ -121,11 +127,7 @@ impl Shim {
 
     /// Runs `work` in the host's network namespace, whichever this process is in.
     pub fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
-        let state = self.lock();
-        match state.sandbox.as_ref().and_then(Sandbox::ready) {
-            Some(ready) => ready.outside(work),
-            None => work(),
-        }
+        self.pod.outside(work)
     }
 
     /// Gives back what only a start needs, once there is time.
@@ -170,25 +172,31 @@ impl Shim {
         let signal = i32::try_from(signal).ok().filter(|s| (0..=64).contains(s));
         let signal = signal
             .ok_or_else(|| Error::invalid(format!("signal {signal:?} is none of 0 to 64")))?;
-        let state = self.lock();
+        let mut state = self.lock();
         if let (Some(Some(pidfd)), None) = (state.creating.get(&target.container), &target.exec) {
             return send(pidfd, signal);
         }
-        let container = state.container(&target.container)?;
+        let container = state.container_mut(&target.container)?;
         let pidfd = container.process(target.exec.as_deref())?.pidfd()?;
         if all && target.exec.is_none() {
             return container.kill_all(signal);
         }
         send(&pidfd, signal)?;
         // A frozen process dies only when it is thawed.
-        if signal == libc::SIGKILL { container.thaw_to_die() } else { Ok(()) }
+        if signal == libc::SIGKILL && target.exec.is_none() {
+            container.thaw_to_die()
+        } else {
+            Ok(())
+        }
     }
 
     /// The processes of a container; of a sandbox, the one that stands for it.
     pub fn pids(&self, id: &str) -> Result<Vec<Pid>> {
         let state = self.lock();
         if let Some(sandbox) = state.sandbox.as_ref().filter(|sandbox| sandbox.id == id) {
-            return Ok(vec![Pid { pid: sandbox.status(false).pid, exec_id: None }]);
+            // Empty for one that is not ready: containerd then removes what it had never stored.
+            let pid = Some(sandbox.status(false).pid).filter(|pid| *pid != 0);
+            return Ok(pid.map(|pid| Pid { pid, exec_id: None }).into_iter().collect());
         }
         let container = state.container(id)?;
         let mut pids = container.cgroup.pids().unwrap_or_default();
@@ -246,21 +254,30 @@ impl Shim {
 
     /// Ends the process, if nothing lives in it. containerd asks at every Delete.
     pub fn shutdown(&self) -> bool {
-        let idle = self.lock().is_idle();
+        let mut state = self.lock();
+        let idle = state.is_idle();
         if idle {
-            self.ending.notify_one();
+            self.end(&mut state);
         }
         idle
     }
 
-    /// Resolves when the serving process shall end.
+    /// From here on nothing new is taken in.
+    fn end(&self, state: &mut State) {
+        state.ending = true;
+        self.ending.notify_one();
+    }
+
+    /// Resolves when the serving process shall end. What it leaves on disk is gone then.
     pub async fn ended(&self) {
         let idle = async {
             let limit = self.settings.idle_limit.unwrap_or(IDLE_LIMIT);
             loop {
                 tokio::time::sleep(limit).await;
-                if self.lock().is_waiting() {
+                let mut state = self.lock();
+                if state.is_waiting() {
                     log::warn!("nothing came in {limit:?}: ending");
+                    state.ending = true;
                     return;
                 }
             }
@@ -269,7 +286,11 @@ impl Shim {
             () = self.ending.notified() => {}
             () = idle => {}
         }
-        self.give_up_waiting().await;
+        self.give_up_waiting();
+    }
+
+    /// Waits until containerd has the last events, but not long.
+    pub async fn flush(&self) {
         if !self.queue.flush(FLUSH_LIMIT).await {
             log::warn!("the last events did not reach containerd");
         }
@@ -285,9 +306,20 @@ impl State {
         self.containers.get_mut(id).ok_or_else(|| no_container(id))
     }
 
+    /// A process of a pod may only be started while this one is in the pod's namespaces.
+    fn check_namespaces(&self) -> Result<()> {
+        match &self.sandbox {
+            Some(sandbox) if sandbox.ready().is_none() => {
+                Err(Error::new(Kind::FailedPrecondition, "the sandbox is not ready"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Nothing that a Shutdown could destroy.
     fn is_idle(&self) -> bool {
-        let lives = self.sandbox.as_ref().is_some_and(|sandbox| !sandbox.is_stopped());
+        let rests = |sandbox: &Sandbox| sandbox.is_waiting() || sandbox.is_stopped();
+        let lives = self.sandbox.as_ref().is_some_and(|sandbox| !rests(sandbox));
         !lives && self.containers.is_empty() && self.creating.is_empty()
     }
 
@@ -296,6 +328,11 @@ impl State {
         let waits = self.sandbox.as_ref().is_none_or(Sandbox::is_waiting);
         waits && self.containers.is_empty() && self.creating.is_empty()
     }
+}
+
+/// What a request for something new gets from a process that ends.
+fn unavailable() -> Error {
+    Error::new(Kind::Unavailable, "the shim is ending")
 }
 
 fn no_container(id: &str) -> Error {

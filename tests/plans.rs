@@ -293,7 +293,6 @@ fn slots(op: &Op) -> (Vec<Slot>, Vec<Slot>) {
         Op::Mask { root, empty, .. } => (vec![*root], vec![*empty]),
         Op::OpenPty { root, into, .. } => (vec![*root], vec![*into]),
         Op::AttachConsole { pty, root } => (vec![*pty, *root], vec![]),
-        Op::Terminal { pty } => (vec![*pty], vec![]),
         Op::Dup { from, .. } => (vec![*from], vec![]),
         Op::ExecFd { exe } => (vec![*exe], vec![]),
         _ => (vec![], vec![]),
@@ -404,8 +403,11 @@ fn rights_are_dropped_in_the_one_sound_order() {
             Op::NoNewPrivs => Some(13),
             Op::FindExecutable { .. } => Some(14),
             Op::CloseFds => Some(15),
-            Op::Ready => Some(16),
-            Op::Exec | Op::ExecFd { .. } => Some(17),
+            Op::Birth => Some(16),
+            Op::Setsid if !matches!(plan.ops.last(), Some(Op::ExecFd { .. })) => Some(17),
+            Op::ControllingTerminal => Some(18),
+            Op::Ready => Some(19),
+            Op::Exec | Op::ExecFd { .. } => Some(20),
             _ => None,
         };
         if matches!(plan.ops.last(), Some(Op::Exit)) {
@@ -414,7 +416,7 @@ fn rights_are_dropped_in_the_one_sound_order() {
         seen += 1;
         let ranks: Vec<i32> = plan.ops.iter().filter_map(rank).collect();
         assert!(ranks.is_sorted(), "{name}: {ranks:?}");
-        for needed in [2, 5, 6, 7, 11, 12, 15, 17] {
+        for needed in [2, 5, 6, 7, 11, 12, 15, 20] {
             assert_eq!(ranks.iter().filter(|r| **r == needed).count(), 1, "{name}: {needed}");
         }
         // Nothing but what is ranked happens to a process that is no longer root.

@@ -131,6 +131,7 @@ async fn serve(settings: Settings, listener: UnixListener, ready: Ready) -> Resu
         }
         _ => Ok(()),
     };
+    shim.flush().await;
     if timeout(CLOSE_TIMEOUT, server.shutdown()).await.is_err() {
         log::warn!("connections were still open after {CLOSE_TIMEOUT:?}");
     }

@@ -149,10 +149,13 @@ impl Cgroup {
         frozen(&opened(self.freezer()?)?, self.cgroups.unified)
     }
 
-    /// Sends SIGKILL to every process in it, frozen or not. Where the kernel has no `cgroup.kill`
+    /// Sends a signal to every process in it; SIGKILL also to frozen ones, which it thaws. Where the kernel has no `cgroup.kill`
     /// (v1, v2 before 5.14) a fork may slip through: the caller repeats it until it is empty.
-    pub fn kill_all(&self) -> Result<()> {
+    pub fn kill_all(&self, signal: i32) -> Result<()> {
         let main = self.main()?;
+        if signal != libc::SIGKILL {
+            return kill_each(main, signal);
+        }
         let Some(dir) = Dir::open(main)? else { return Ok(()) };
         if self.cgroups.unified {
             match dir.write("cgroup.kill", "1") {
@@ -167,7 +170,7 @@ impl Cgroup {
         // A process that is about to freeze cannot fork. Frozen ones die when they are thawed.
         let freezer = self.dir_of("freezer").is_some();
         let stopped = if freezer { self.freeze() } else { Ok(()) };
-        let killed = kill_each(main);
+        let killed = kill_each(main, signal);
         let thawed = if freezer { self.thaw() } else { Ok(()) };
         let gone = |e: &Error| e.kind() == Kind::NotFound || e.errno() == Some(Errno::ENODEV);
         let errors = [stopped, killed, thawed].into_iter().filter_map(Result::err);
@@ -326,9 +329,9 @@ fn pids(at: &CgroupDir) -> Result<Vec<u32>> {
     Ok(pids.into_iter().collect())
 }
 
-/// SIGKILL to each process by pidfd. A number may have been reused before it was opened, so what is
+/// A signal to each process by pidfd. A number may have been reused before it was opened, so what is
 /// killed is what is still in the cgroup after that.
-fn kill_each(at: &CgroupDir) -> Result<()> {
+fn kill_each(at: &CgroupDir, signal: i32) -> Result<()> {
     let mut open = Vec::new();
     for pid in pids(at)? {
         match pidfd_open(pid) {
@@ -341,9 +344,11 @@ fn kill_each(at: &CgroupDir) -> Result<()> {
     let still: BTreeSet<u32> = pids(at)?.into_iter().collect();
     let mut errors = Vec::new();
     for (pid, pidfd) in open.into_iter().filter(|(pid, _)| still.contains(pid)) {
-        match pidfd_signal(&pidfd, libc::SIGKILL) {
+        match pidfd_signal(&pidfd, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
-            Err(e) => errors.push(Error::sys(format_args!("pidfd_send_signal({pid}, SIGKILL)"), e)),
+            Err(e) => {
+                errors.push(Error::sys(format_args!("pidfd_send_signal({pid}, {signal})"), e))
+            }
         }
     }
     Error::join(errors)

@@ -85,7 +85,8 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
             raw::setdomainname(name.to_bytes()).at(Call::Setdomainname).map(drop)
         }
         Op::Setsid => raw::setsid().at(Call::Setsid).map(drop),
-        Op::Terminal { pty } => process::terminal(f.fd(*pty)?),
+        Op::ControllingTerminal => raw::ioctl(0, libc::TIOCSCTTY, 0).at(Call::Ioctl).map(drop),
+        Op::Birth => process::birth(f.fd(f.report)?, index),
         Op::Dup { from, to } => process::dup(f.fd(*from)?, *to),
         Op::ChownStdio { uid } => process::chown_stdio(*uid),
         Op::Umask { mask } => {
@@ -101,7 +102,11 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
         }
         Op::Groups { gids } => raw::setgroups(gids).at(Call::Setgroups).map(drop),
         Op::Gid { gid } => raw::setgid(*gid).at(Call::Setgid).map(drop),
-        Op::Uid { uid } => raw::setuid(*uid).at(Call::Setuid).map(drop),
+        Op::Uid { uid } => {
+            raw::setuid(*uid).at(Call::Setuid)?;
+            // fs.suid_dumpable may have let others in again.
+            raw::prctl(libc::PR_SET_DUMPABLE, 0, 0).at(Call::Prctl).map(drop)
+        }
         Op::Capset { effective, permitted, inheritable } => {
             raw::capset(*effective, *permitted, *inheritable).at(Call::Capset).map(drop)
         }

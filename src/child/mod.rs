@@ -33,6 +33,8 @@ pub struct Frozen<'a> {
     /// Descriptors by slot; -1: none yet.
     slots: Vec<i32>,
     report: Slot,
+    /// Every open descriptor of the plan, and 0 to 2, sorted: all others are closed first.
+    keep: Vec<i32>,
     argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
     home: Vec<u8>,
@@ -95,13 +97,16 @@ impl<'a> Frozen<'a> {
                 *entry = *fd;
             }
         }
+        let mut keep: Vec<i32> = table.iter().copied().filter(|fd| *fd > 2).chain(0..=2).collect();
+        keep.sort_unstable();
+        keep.dedup();
         let (argv, envp) = (pointers(args), pointers(env));
         let home = if ops.iter().any(|op| matches!(op, Op::Home { .. })) {
             vec![0; HOME_LEN]
         } else {
             vec![]
         };
-        Frozen { ops, slots: table, report, argv, envp, home, state: State::default() }
+        Frozen { ops, slots: table, keep, report, argv, envp, home, state: State::default() }
     }
 
     fn fd(&self, slot: Slot) -> Result<i32, Fail> {
@@ -119,18 +124,39 @@ impl<'a> Frozen<'a> {
     }
 }
 
+/// Closes what the shim had open and the plan has no use for. A child may hang for long, on a dead
+/// NFS say; held by it, other containers' pipes would never end, and a dead shim's sockets never close.
+fn close_strangers(keep: &[i32]) -> Result<(), Fail> {
+    for (i, fd) in keep.iter().enumerate() {
+        let first = fd.saturating_add(1);
+        let next = keep.get(i.saturating_add(1)).copied();
+        let last = next.map_or(u32::MAX, |next| next.saturating_sub(1) as u32);
+        if first as u32 <= last {
+            raw::close_range(first, last).at(Call::CloseRange)?;
+        }
+    }
+    Ok(())
+}
+
 /// The child's whole life. The entry point for `sys::clone::clone3`.
 pub fn run(frozen: &mut Frozen<'_>) -> ! {
     let ops = frozen.ops;
+    if let Err(Fail(call, errno)) = close_strangers(&frozen.keep) {
+        fail(frozen, 0, call, errno);
+    }
     for (i, op) in ops.iter().enumerate() {
         let index = i as u16;
         if let Err(Fail(call, errno)) = apply::apply(frozen, op, index) {
-            if let Ok(socket) = frozen.fd(frozen.report) {
-                let report = Report::Failed { op: index, call, errno: errno as i32 };
-                let _ = report.send(socket, None);
-            }
-            raw::exit(127);
+            fail(frozen, index, call, errno);
         }
     }
     raw::exit(0)
+}
+
+/// Reports a failed step and ends.
+fn fail(frozen: &Frozen<'_>, op: u16, call: Call, errno: Errno) -> ! {
+    if let Ok(socket) = frozen.fd(frozen.report) {
+        let _ = Report::Failed { op, call, errno: errno as i32 }.send(socket, None);
+    }
+    raw::exit(127)
 }

@@ -51,10 +51,20 @@ fn path_of(target: &Target) -> &CStr {
 /// What a target names, if it exists.
 pub(super) fn existing(root: i32, target: &Target) -> Result<Option<Fd>, Fail> {
     match open_in(root, path_of(target), libc::O_PATH, target.no_symlinks) {
-        Ok(fd) => Ok(Some(fd)),
+        Ok(fd) => not_the_root(root, fd).map(Some),
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
         Err(errno) => Err(Fail(Call::Openat2, errno)),
     }
+}
+
+/// A link in the image may lead to the root itself. What is mounted there would not be seen by the
+/// init, whose root lies beneath, but be the root of every exec: `setns` looks down through mounts.
+fn not_the_root(root: i32, fd: Fd) -> Result<Fd, Fail> {
+    let (root, target) = (raw::fstat(root).at(Call::Fstat)?, raw::fstat(fd.0).at(Call::Fstat)?);
+    if (root.st_dev, root.st_ino) == (target.st_dev, target.st_ino) {
+        return Err(Fail(Call::RootItself, Errno::EBUSY));
+    }
+    Ok(fd)
 }
 
 /// A target to mount on, made if the plan says so. `source`: the mount that it shall look like.
@@ -74,6 +84,7 @@ pub(super) fn mount_point(root: i32, target: &Target, source: Option<i32>) -> Re
         }
         found => found.at(Call::Openat2)?,
     };
+    let fd = not_the_root(root, fd)?;
     // Nothing may cover the files that security settings are written to (CVE-2019-16884).
     if !target.inside_proc && raw::fs_magic(fd.0).at(Call::Fstatfs)? == PROC_SUPER_MAGIC {
         return Err(Fail(Call::InsideProc, Errno::EPERM));
@@ -207,14 +218,20 @@ pub(super) fn console(root: i32) -> Result<Fd, Fail> {
 /// Opens the pty multiplexer of the rootfs' own devpts.
 pub(super) fn ptmx(root: i32) -> Result<Fd, Fail> {
     const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
+    let check = |fd: &Fd| {
+        if raw::fs_magic(fd.0).at(Call::Fstatfs)? != DEVPTS_SUPER_MAGIC {
+            return Err(Fail(Call::NotDevpts, Errno::ENODEV));
+        }
+        if raw::fstat(fd.0).at(Call::Fstat)?.st_rdev != libc::makedev(5, 2) {
+            return Err(Fail(Call::NotPtmx, Errno::ENODEV));
+        }
+        Ok(())
+    };
+    // Looked at before it is opened, for the open of a planted device does things; and after.
+    check(&open_in(root, c"dev/pts/ptmx", libc::O_PATH, true).at(Call::Openat2)?)?;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK;
     let fd = open_in(root, c"dev/pts/ptmx", flags, true).at(Call::Openat2)?;
-    if raw::fs_magic(fd.0).at(Call::Fstatfs)? != DEVPTS_SUPER_MAGIC {
-        return Err(Fail(Call::NotDevpts, Errno::ENODEV));
-    }
-    if raw::fstat(fd.0).at(Call::Fstat)?.st_rdev != libc::makedev(5, 2) {
-        return Err(Fail(Call::NotPtmx, Errno::ENODEV));
-    }
+    check(&fd)?;
     Ok(fd)
 }
 

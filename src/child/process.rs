@@ -87,12 +87,14 @@ pub(super) fn open_pty(
     Ok(slave)
 }
 
-pub(super) fn terminal(pty: i32) -> Result<(), Fail> {
-    raw::ioctl(pty, libc::TIOCSCTTY, 0).at(Call::Ioctl)?;
-    for to in 0..=2 {
-        dup(pty, to)?;
+/// Ends this process; the plan goes on in a new one, a child of the shim as this one is.
+pub(super) fn birth(report: i32, index: u16) -> Result<(), Fail> {
+    let (pid, pidfd) = raw::clone_sibling().at(Call::Clone3)?;
+    if pid == 0 {
+        return Ok(());
     }
-    Ok(())
+    Report::Born { op: index, pid }.send(report, Some(pidfd)).at(Call::Send)?;
+    raw::exit(0)
 }
 
 pub(super) fn dup(from: i32, to: i32) -> Result<(), Fail> {
@@ -267,6 +269,8 @@ impl Buffer<'_> {
     }
 }
 
+/// A container's /etc/passwd may be as long as it likes; 1 MiB of it are read.
+const PASSWD_BLOCKS: u32 = 1024;
 const HOME_LAST: usize = super::HOME_LEN - 1;
 
 fn scan_passwd(fd: &Fd, uid: u32, out: &mut Buffer<'_>) -> Result<bool, Fail> {
@@ -275,7 +279,7 @@ fn scan_passwd(fd: &Fd, uid: u32, out: &mut Buffer<'_>) -> Result<bool, Fail> {
     }
     let (mut field, mut number, mut digits) = (0u32, 0u64, 0u32);
     let mut buf = [0u8; 1024];
-    loop {
+    for _ in 0..PASSWD_BLOCKS {
         let n = raw::read(fd.0, &mut buf).at(Call::Read)?;
         for byte in buf.get(..n).unwrap_or_default() {
             let matched = field > 2 && digits > 0 && number == u64::from(uid);
@@ -300,6 +304,7 @@ fn scan_passwd(fd: &Fd, uid: u32, out: &mut Buffer<'_>) -> Result<bool, Fail> {
             return Ok(matched && out.len > 5);
         }
     }
+    Ok(false)
 }
 
 #[cfg(test)]

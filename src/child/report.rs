@@ -15,6 +15,8 @@ pub enum Report {
     Ready { op: u16 },
     /// The pty's master comes with this message.
     Master { op: u16 },
+    /// The plan goes on in another process, whose pidfd comes with this message.
+    Born { op: u16, pid: i32 },
 }
 
 /// Parent to child: go on.
@@ -45,16 +47,17 @@ calls! {
     Fsopen "fsopen" Fsconfig "fsconfig" Fscreate "fsconfig(create)" Fsmount "fsmount"
     MoveMount "move_mount" Mount "mount" Umount "umount2" PivotRoot "pivot_root" Chdir "chdir"
     Fchdir "fchdir" Getcwd "getcwd" Sethostname "sethostname" Setdomainname "setdomainname"
-    Setsid "setsid" Dup3 "dup3" CloseRange "close_range" Setgroups "setgroups" Setgid "setresgid"
+    Clone3 "clone3" Setsid "setsid" Dup3 "dup3" CloseRange "close_range" Setgroups "setgroups" Setgid "setresgid"
     Setuid "setresuid" Prctl "prctl" Capset "capset" Prlimit "prlimit" Ioctl "ioctl" Access "access"
     Execve "execve" Send "sendmsg" Sigaction "rt_sigaction" Sigprocmask "rt_sigprocmask"
     Slot "no descriptor in the slot" NotDevpts "not a devpts" NotPtmx "not a ptmx"
-    InsideProc "inside a procfs" OtherNode "another file is there" OutsideRoot "outside the root"
+    InsideProc "inside a procfs" OtherNode "another file is there" OutsideRoot "outside the root" RootItself "the root itself"
 }
 
 const FAILED: u8 = 1;
 const READY: u8 = 2;
 const MASTER: u8 = 3;
+const BORN: u8 = 4;
 
 impl Report {
     /// As it travels.
@@ -63,6 +66,7 @@ impl Report {
             Report::Failed { op, call, errno } => (FAILED, call as u8, op, errno),
             Report::Ready { op } => (READY, 0, op, 0),
             Report::Master { op } => (MASTER, 0, op, 0),
+            Report::Born { op, pid } => (BORN, 0, op, pid),
         };
         let ([o0, o1], [e0, e1, e2, e3]) = (op.to_ne_bytes(), errno.to_ne_bytes());
         [kind, call, o0, o1, e0, e1, e2, e3]
@@ -79,6 +83,7 @@ impl Report {
             }
             READY => Some(Report::Ready { op }),
             MASTER => Some(Report::Master { op }),
+            BORN => Some(Report::Born { op, pid: i32::from_ne_bytes([e0, e1, e2, e3]) }),
             _ => None,
         }
     }
@@ -102,6 +107,8 @@ mod tests {
         let (ready, master) = (Report::Ready { op: 7 }, Report::Master { op: 65535 });
         assert_eq!(Report::decode(ready.encode()), Some(ready));
         assert_eq!(Report::decode(master.encode()), Some(master));
+        let born = Report::Born { op: 1, pid: 4_194_304 };
+        assert_eq!(Report::decode(born.encode()), Some(born));
     }
 
     #[test]

@@ -208,8 +208,7 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
         plan.ops.push(Op::Propagate { flags });
     }
     process::run(&mut plan, process, pty, facts)?;
-    // Parked: everything that can fail but execve itself has happened by now.
-    plan.ops.extend([Op::Ready, Op::Exec]);
+    process::end(&mut plan, false, facts.terminal, true);
     // A child reports a step by its number in 16 bits.
     if plan.ops.len() > usize::from(u16::MAX) {
         return Err(Error::invalid(format!("the spec asks for {} steps", plan.ops.len())));
@@ -217,20 +216,19 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Another process in a container. `namespaces`: the `CLONE_NEW*` of those that its init has and
-/// the shim has not.
+/// Another process in a container. `namespaces`: the `CLONE_NEW*` of those to join.
+///
+/// All of it happens outside of the container's PID namespace, but for the last steps: a container
+/// with `CAP_SYS_PTRACE` could use what it sees there.
 pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
     process::supported(process)?;
     let mut plan = Plan::default();
     plan.input(Input::Report);
     process::join_cgroups(&mut plan, facts);
     process::early(&mut plan, process, facts)?;
-    // A process enters a PID namespace by its birth only.
-    plan.pid_namespace = (namespaces & CLONE_NEWPID != 0).then_some(Input::Init);
-    let flags = namespaces & !CLONE_NEWPID;
-    if flags != 0 {
+    if namespaces != 0 {
         let ns = plan.input(Input::Init);
-        plan.ops.push(Op::Setns { ns, flags });
+        plan.ops.push(Op::Setns { ns, flags: namespaces });
     }
     let mut pty = None;
     if facts.terminal {
@@ -239,7 +237,8 @@ pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
         pty = Some(process::pty(&mut plan, process, root)?);
     }
     process::run(&mut plan, process, pty, facts)?;
-    plan.ops.push(Op::Exec);
+    // A process enters a PID namespace by its birth only.
+    process::end(&mut plan, namespaces & CLONE_NEWPID != 0, facts.terminal, false);
     Ok(plan)
 }
 

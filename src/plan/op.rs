@@ -136,8 +136,12 @@ pub enum Op {
     Domainname { name: CString },
     /// `setsid(2)`.
     Setsid,
-    /// Makes the pty the controlling terminal and stdin, stdout and stderr.
-    Terminal { pty: Slot },
+    /// `ioctl(0, TIOCSCTTY)`, after `Setsid`.
+    ControllingTerminal,
+    /// `clone3(CLONE_PARENT)`: the rest of the plan is carried out by a new process, born in the PID
+    /// namespace of an earlier `Setns`, and this one ends. What a container's processes can see of
+    /// it has the container's root and rights already (CVE-2016-9962).
+    Birth,
     /// `dup3(2)` onto a number of the new process.
     Dup { from: Slot, to: i32 },
     /// Gives the pipes on 0, 1 and 2 to the user, so that `/dev/stdout` can be opened again.
@@ -321,7 +325,8 @@ impl fmt::Display for Op {
             Op::Hostname { name } => write!(f, "hostname {name:?}"),
             Op::Domainname { name } => write!(f, "domainname {name:?}"),
             Op::Setsid => f.write_str("setsid"),
-            Op::Terminal { pty } => write!(f, "terminal {pty}"),
+            Op::ControllingTerminal => f.write_str("controlling terminal"),
+            Op::Birth => f.write_str("birth in the pid namespace"),
             Op::Dup { from, to } => write!(f, "dup {from} to {to}"),
             Op::ChownStdio { uid } => write!(f, "chown stdio to {uid}"),
             Op::Umask { mask } => write!(f, "umask {mask:#o}"),

@@ -122,9 +122,9 @@ pub(super) fn run(
     let candidates = program(plan, process)?;
     let rights = Rights::of(process, facts.last_cap)?;
 
-    plan.ops.extend([Op::ResetSignals, Op::Setsid]);
+    plan.ops.push(Op::ResetSignals);
     match pty {
-        Some(pty) => plan.ops.push(Op::Terminal { pty }),
+        Some(from) => plan.ops.extend((0..3).map(|to| Op::Dup { from, to })),
         None => stdio(plan),
     }
     plan.ops.push(Op::Umask { mask: umask });
@@ -153,6 +153,19 @@ pub(super) fn run(
     }
     plan.ops.extend([Op::FindExecutable { candidates }, Op::CloseFds]);
     Ok(())
+}
+
+/// The last steps: `birth` for a process that is not in its PID namespace yet, `parked` for one
+/// that waits for Start. The session is made by the process that stays, for it dies with its leader.
+pub(super) fn end(plan: &mut Plan, birth: bool, terminal: bool, parked: bool) {
+    let steps = [
+        (birth, Op::Birth),
+        (true, Op::Setsid),
+        (terminal, Op::ControllingTerminal),
+        (parked, Op::Ready),
+        (true, Op::Exec),
+    ];
+    plan.ops.extend(steps.into_iter().filter(|(wanted, _)| *wanted).map(|(_, op)| op));
 }
 
 /// 0, 1 and 2 as the parent gives them.

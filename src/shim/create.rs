@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use oci_spec::runtime::{Process as OciProcess, Spec};
+use tokio::time::timeout;
 
 use super::{Shim, check_ids, exit, home};
 use crate::api::{CreateContainer, StdioPaths, Target};
@@ -26,6 +27,8 @@ use crate::sys;
 
 /// How long the cgroup of a failed Create may take to go.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+/// How long an exec may take to reach its program: its container may be hung, or hostile.
+const EXEC_LIMIT: Duration = Duration::from_secs(120);
 /// What a shell says of a program that it cannot find, or not run.
 const NOT_FOUND: u32 = 127;
 const NOT_RUN: u32 = 126;
@@ -66,6 +69,26 @@ fn probe_overlay(scratch: &Path) -> bool {
     works
 }
 
+/// An id that Create is at work on; it is free again however the work ends.
+struct Creating<'a> {
+    shim: &'a Shim,
+    id: &'a str,
+}
+
+impl Drop for Creating<'_> {
+    fn drop(&mut self) {
+        self.shim.lock().creating.remove(self.id);
+        self.shim.changed.notify_waiters();
+    }
+}
+
+/// What a container keeps of its Create.
+struct Parts {
+    base: ExecBase,
+    cgroup: Cgroup,
+    record: ContainerRecord,
+}
+
 /// A namespace that the spec names by its path.
 struct Joined {
     index: usize,
@@ -80,6 +103,9 @@ impl Shim {
         bundle::check_id(&id)?;
         {
             let mut state = self.lock();
+            if state.ending {
+                return Err(super::unavailable());
+            }
             if state.containers.contains_key(&id) || state.creating.contains_key(&id) {
                 return Err(Error::new(Kind::AlreadyExists, format!("container {id:?} exists")));
             }
@@ -88,8 +114,9 @@ impl Shim {
             }
             state.creating.insert(id.clone(), None);
         }
+        let creating = Creating { shim: &self, id: &id };
         let result = self.make(request).await;
-        self.lock().creating.remove(&id);
+        drop(creating);
         self.rest();
         result.doing(|| format!("create container {id:?}"))
     }
@@ -108,7 +135,8 @@ impl Shim {
         let cgroup_path = plan::cgroup::path(&spec, &self.settings.namespace, &request.id)?;
         let layout = self.layout()?;
         let joined = joined_namespaces(&spec)?;
-        let facts = self.facts(&request, &joined, layout.cgroups(&cgroup_path), &spec)?;
+        let cgroups = layout.cgroups(&cgroup_path);
+        let facts = self.facts(&request, &joined, cgroups.clone(), &spec)?;
         let plan = plan::container(&spec, &facts)?;
         log::debug!("plan of {:?}:\n{plan}", request.id);
         let resources =
@@ -117,18 +145,45 @@ impl Shim {
         let owner = (request.options.io_uid, request.options.io_gid);
         let kind = stdio_kind(&spec, request.stdio.terminal);
         let (stdio, fds) = Stdio::open(&request.stdio, kind, owner)?;
-        let cgroup = Cgroup::create(&facts.cgroups, &limits)?;
-        let made = self.park(&request, plan, joined, fds, &cgroup, stdio).await;
-        let made = made.and_then(|init| {
-            let base = ExecBase::new(&spec, facts);
-            self.register(&request, base, cgroup.clone(), init)
-        });
-        if made.is_err() {
-            let removed = self.remove_cgroup(&cgroup).await;
-            let forgotten = bundle::forget_container(home(self), &request.id, &request.bundle);
-            for error in [removed.err(), forgotten.err()].into_iter().flatten() {
-                log::warn!("after a failed create of {:?}: {error}", request.id);
-            }
+        let base = ExecBase::new(&spec, facts);
+        let cgroup = Cgroup::create(&cgroups, &limits)?;
+        let made = self.launch(&request, plan, joined, fds, stdio, (base, cgroup)).await;
+        if made.is_err()
+            && let Err(error) = bundle::forget_container(home(self), &request.id, &request.bundle)
+        {
+            log::warn!("after a failed create of {:?}: {error}", request.id);
+        }
+        made
+    }
+
+    /// Parks the init in its cgroup and makes it known; removes the cgroup if that fails.
+    async fn launch(
+        self: &Arc<Self>,
+        request: &CreateContainer,
+        plan: plan::Plan,
+        joined: Vec<Joined>,
+        fds: [Option<OwnedFd>; 3],
+        stdio: Stdio,
+        (base, cgroup): (ExecBase, Cgroup),
+    ) -> Result<u32> {
+        let record = ContainerRecord {
+            version: RECORD_VERSION,
+            id: request.id.clone(),
+            cgroups: cgroup.cgroups().clone(),
+            ..ContainerRecord::default()
+        };
+        let made = async {
+            // On disk before there is a process that `delete` would have to find.
+            self.write_server_record()?;
+            record.write(home(self), &request.bundle)?;
+            let init = self.park(request, plan, joined, fds, &cgroup, stdio).await?;
+            self.register(request, Parts { base, cgroup: cgroup.clone(), record }, init).await
+        };
+        let made = made.await;
+        if made.is_err()
+            && let Err(error) = self.remove_cgroup(&cgroup).await
+        {
+            log::warn!("after a failed create of {:?}: {error}", request.id);
         }
         made
     }
@@ -215,38 +270,33 @@ impl Shim {
         Ok((child, stdio))
     }
 
-    /// Puts the record on disk, and only then the container in memory.
-    fn register(
+    /// Puts the pid on disk, and only then the container in memory.
+    async fn register(
         self: &Arc<Self>,
         request: &CreateContainer,
-        base: ExecBase,
-        cgroup: Cgroup,
-        (child, stdio): (Child, Stdio),
+        mut parts: Parts,
+        (mut child, stdio): (Child, Stdio),
     ) -> Result<u32> {
         let pid = child.pid;
-        let record = ContainerRecord {
-            version: RECORD_VERSION,
-            id: request.id.clone(),
-            pid,
-            start_time: bundle::start_time(pid)?,
-            cgroups: cgroup.cgroups().clone(),
-            exit_status: None,
-            exited_at_ms: None,
-        };
-        self.write_server_record()?;
+        let record = &mut parts.record;
+        (record.pid, record.start_time) = (pid, bundle::start_time(pid)?);
         record.write(home(self), &request.bundle)?;
         let exit = child.exit.clone();
-        let oom_kills = cgroup.oom_kills().unwrap_or(0);
+        if self.lock().sandbox.as_ref().is_some_and(|sandbox| sandbox.ready().is_none()) {
+            child.kill().await;
+            return Err(Error::new(Kind::FailedPrecondition, "the sandbox was stopped"));
+        }
+        let Parts { base, cgroup, record } = parts;
         let container = Container {
             id: request.id.clone(),
             bundle: request.bundle.clone(),
             init: Process::parked(child, stdio, request.stdio.clone()),
             execs: Default::default(),
+            oom_kills: cgroup.oom_kills().unwrap_or(0),
             cgroup,
             record,
             base,
             freezer: Freezer::Thawed,
-            oom_kills,
             deleting: false,
         };
         self.lock().containers.insert(request.id.clone(), container);
@@ -268,6 +318,7 @@ impl Shim {
     pub async fn start(self: Arc<Self>, target: Target) -> Result<u32> {
         let begun = {
             let mut state = self.lock();
+            state.check_namespaces()?;
             let container = state.container_mut(&target.container)?;
             if target.exec.is_some() {
                 container.process(target.exec.as_deref())?;
@@ -311,12 +362,12 @@ impl Shim {
         let container_id = target.container.clone();
         match (result, &target.exec) {
             (Err(_), _) => process.failed(exit),
+            // Ended meanwhile: its exit is out, and no start may follow it.
+            (Ok(_), _) if !process.started() => {}
             (Ok(pid), None) => {
-                process.started();
                 self.queue.push(Event::Start { container_id, pid: *pid });
             }
             (Ok(pid), Some(exec)) => {
-                process.started();
                 self.queue.push(Event::ExecStarted {
                     container_id,
                     exec_id: exec.clone(),
@@ -344,17 +395,29 @@ impl Shim {
         let into = cgroup_inputs(&cgroup, &mut inputs)?;
         inputs.push((Input::Init, init.try_clone().doing(|| "dup(pidfd)")?));
         let mut child = launch::launch(&self.reaper, plan, inputs, into)?;
-        child.go().await?;
-        if let Some(master) = child.master.take() {
-            stdio.attach(master)?;
+        let started = match timeout(EXEC_LIMIT, child.go()).await {
+            Ok(started) => started,
+            Err(_) => {
+                Err(Error::new(Kind::DeadlineExceeded, format!("no answer within {EXEC_LIMIT:?}")))
+            }
+        };
+        let attached = started
+            .and_then(|()| child.master.take().map_or(Ok(()), |master| stdio.attach(master)));
+        if let Err(error) = attached {
+            child.kill().await;
+            return Err(error);
         }
         let pid = child.pid;
         {
             let mut state = self.lock();
             let container = state.container_mut(&target.container)?;
-            container.process_mut(target.exec.as_deref())?.launched(pid, child.pidfd, stdio);
+            container.process_mut(target.exec.as_deref())?.launched(
+                pid,
+                Arc::clone(&child.pidfd),
+                stdio,
+            );
         }
-        exit::watch(self, target.clone(), child.exit);
+        exit::watch(self, target.clone(), child.exit.clone());
         Ok(pid)
     }
 
@@ -398,7 +461,8 @@ fn joined_namespaces(spec: &Spec) -> Result<Vec<Joined>> {
             continue;
         };
         let doing = || format!("linux.namespaces[{index}]: open {path:?}");
-        let file = File::open(path).doing(doing).map_err(|e| e.with_kind(Kind::InvalidArgument))?;
+        let file = namespaces::open(path).doing(doing);
+        let file = file.map_err(|e| e.with_kind(Kind::InvalidArgument))?;
         let ours = namespaces::is_ours(&file, namespaces::name(namespace.typ()))?;
         joined.push(Joined { index, file, ours });
     }

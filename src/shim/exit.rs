@@ -16,6 +16,7 @@ use crate::container::precondition;
 use crate::error::{Doing, Error, Result};
 use crate::events::{Event, Exit};
 use crate::reaper::{ExitWatch, ended};
+use crate::sys;
 
 /// How long leftovers of a container may take to die: one may hang in the kernel for ever.
 const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
@@ -85,7 +86,9 @@ impl Shim {
             self.kill_leftovers(id, &cgroup).await;
         }
         let execs_ended = self.until(|state| match state.container(id) {
-            Ok(container) => container.execs.values().all(|exec| !exec.is_alive()),
+            Ok(container) => {
+                container.execs.values().all(|exec| !exec.is_alive() && !exec.is_starting())
+            }
             Err(_) => true,
         });
         if tokio::time::timeout(LEFTOVER_LIMIT, execs_ended).await.is_err() {
@@ -113,7 +116,7 @@ impl Shim {
         let end = Instant::now() + LEFTOVER_LIMIT;
         let mut pause = Duration::from_millis(1);
         while !cgroup.empty().unwrap_or(true) {
-            if let Err(error) = cgroup.kill_all() {
+            if let Err(error) = cgroup.kill_all(libc::SIGKILL) {
                 log::warn!("container {id:?}: kill leftovers: {error}");
                 return;
             }
@@ -155,15 +158,13 @@ impl Shim {
     }
 
     async fn delete_container(self: &Arc<Self>, id: &str) -> Result<Deleted> {
+        self.abandon_create(id).await;
+        // A delete that is at work is waited for: a retry must not be told that it failed.
+        self.until(|state| state.container(id).map_or(true, |container| !container.deleting)).await;
         let parked = {
             let mut state = self.lock();
             let container = state.container_mut(id)?;
             let state = container.state();
-            if container.deleting {
-                return Err(precondition(format!(
-                    "delete container {id:?}: another delete is at work"
-                )));
-            }
             if !matches!(state, State::Created | State::Stopped) {
                 let state = crate::container::name(state);
                 return Err(precondition(format!("delete container {id:?}: it is {state}")));
@@ -176,7 +177,7 @@ impl Shim {
         }
         let stopped =
             self.until(|state| state.container(id).is_ok_and(|c| c.init.exited().is_some()));
-        let result = match tokio::time::timeout(LEFTOVER_LIMIT + POLL, stopped).await {
+        let result = match tokio::time::timeout(2 * LEFTOVER_LIMIT + DRAIN_LIMIT, stopped).await {
             Ok(()) => self.take_down(id).await,
             Err(_) => Err(precondition("its init does not die".into())),
         };
@@ -187,6 +188,14 @@ impl Shim {
         }
         self.changed.notify_waiters();
         result.doing(|| format!("delete container {id:?}"))
+    }
+
+    /// Kills a Create whose client has given up, and waits until it has cleaned up.
+    async fn abandon_create(&self, id: &str) {
+        if let Some(Some(child)) = self.lock().creating.get(id) {
+            let _ = sys::fd::pidfd_signal(child, libc::SIGKILL);
+        }
+        self.until(|state| !state.creating.contains_key(id)).await;
     }
 
     /// Every step runs; the container stays, to be deleted again, if one fails.

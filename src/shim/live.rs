@@ -6,14 +6,13 @@ use std::time::Duration;
 use oci_spec::runtime::LinuxResources;
 use tokio::time::{Instant, sleep};
 
-use super::{Shim, send};
+use super::Shim;
 use crate::api::State;
 use crate::container::{Container, Freezer, name, precondition};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Event;
 use crate::launch;
 use crate::plan::Plan;
-use crate::sys;
 
 /// A process in the kernel's hands (D state) may not freeze for long.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
@@ -22,23 +21,19 @@ const UPDATE_LIMIT: Duration = Duration::from_secs(30);
 
 impl Container {
     /// Signals every process of it.
-    pub(super) fn kill_all(&self, signal: i32) -> Result<()> {
+    pub(super) fn kill_all(&mut self, signal: i32) -> Result<()> {
         if signal == libc::SIGKILL {
-            return self.cgroup.kill_all();
+            self.freezer = Freezer::Thawed;
         }
-        for pid in self.cgroup.pids()? {
-            let Ok(pidfd) = sys::fd::pidfd_open(pid) else { continue };
-            match send(&Arc::new(pidfd), signal) {
-                Err(e) if e.kind() != Kind::NotFound => return Err(e),
-                _ => {}
-            }
-        }
-        Ok(())
+        self.cgroup.kill_all(signal)
     }
 
     /// Thaws a paused container, of which something shall die.
-    pub(super) fn thaw_to_die(&self) -> Result<()> {
-        if self.freezer == Freezer::Thawed { Ok(()) } else { self.cgroup.thaw() }
+    pub(super) fn thaw_to_die(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.freezer) {
+            Freezer::Thawed => Ok(()),
+            _ => self.cgroup.thaw(),
+        }
     }
 }
 
@@ -59,39 +54,36 @@ impl Shim {
         };
         let end = Instant::now() + FREEZE_LIMIT;
         let mut pause = Duration::from_micros(500);
-        let result = loop {
-            match cgroup.frozen() {
-                Ok(true) => break Ok(()),
-                Ok(false) if Instant::now() < end => {
-                    sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_millis(50));
-                    // v1: what forked meanwhile is not frozen yet.
-                    if !cgroup.cgroups().unified {
-                        let _ = cgroup.freeze();
+        loop {
+            {
+                let mut state = self.lock();
+                let container = state.container_mut(&id)?;
+                // Thawed meanwhile, for it was to die.
+                if container.freezer != Freezer::Freezing {
+                    return Err(precondition("it was killed".into())).doing(doing);
+                }
+                match cgroup.frozen() {
+                    Ok(true) => {
+                        container.freezer = Freezer::Frozen;
+                        self.queue.push(Event::Paused { container_id: id });
+                        return Ok(());
+                    }
+                    Ok(false) if Instant::now() < end => {
+                        // v1: what forked meanwhile is not frozen yet.
+                        if !cgroup.cgroups().unified {
+                            let _ = cgroup.freeze();
+                        }
+                    }
+                    late => {
+                        let text = format!("not frozen after {FREEZE_LIMIT:?}");
+                        let error = late.err().unwrap_or(Error::new(Kind::DeadlineExceeded, text));
+                        let thawed = container.thaw_to_die().err();
+                        return Err(Error::all(error, thawed)).doing(doing);
                     }
                 }
-                Ok(false) => {
-                    break Err(Error::new(
-                        Kind::DeadlineExceeded,
-                        format!("not frozen after {FREEZE_LIMIT:?}"),
-                    ));
-                }
-                Err(error) => break Err(error),
             }
-        };
-        let mut state = self.lock();
-        let container = state.container_mut(&id)?;
-        match result {
-            Ok(()) => {
-                container.freezer = Freezer::Frozen;
-                self.queue.push(Event::Paused { container_id: id });
-                Ok(())
-            }
-            Err(error) => {
-                container.freezer = Freezer::Thawed;
-                let thawed = container.cgroup.thaw().err();
-                Err(Error::all(error, thawed)).doing(doing)
-            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
         }
     }
 

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Shim, home};
 use crate::api::{CreateSandbox, SandboxStatus, StartedSandbox, Target};
 use crate::bundle::{self, RECORD_VERSION, ServerRecord};
 use crate::cgroup::{self, Stats};
+use crate::container::Container;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Exit;
 use crate::reaper::ended;
@@ -18,6 +19,8 @@ use crate::sys;
 
 /// How long the containers of a stopped sandbox may take to die.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long until they are killed again: a fork may have slipped through.
+const KILL_AGAIN: Duration = Duration::from_millis(200);
 /// What WaitSandbox says of a sandbox that was stopped.
 const STOPPED: u32 = 0;
 /// And of one whose holder died: its processes were killed with it.
@@ -45,6 +48,9 @@ impl Shim {
     pub async fn create_sandbox(self: Arc<Self>, request: CreateSandbox) -> Result<()> {
         let doing = format!("create sandbox {:?}", request.id);
         let mut state = self.lock();
+        if state.ending {
+            return Err(super::unavailable()).doing(|| doing);
+        }
         if let Some(sandbox) = &state.sandbox {
             let text = format!("this shim has the sandbox {:?}", sandbox.id);
             return Err(Error::new(Kind::AlreadyExists, text)).doing(|| doing);
@@ -61,8 +67,9 @@ impl Shim {
     pub async fn start_sandbox(self: Arc<Self>, id: String) -> Result<StartedSandbox> {
         let doing = || format!("start sandbox {id:?}");
         let request = self.lock().sandbox_mut(&id)?.starting()?;
-        let result = sandbox::start(&self.reaper, request).await;
+        let result = sandbox::start(&self.reaper, &self.pod, request).await;
         let started = self.lock().sandbox_mut(&id)?.started(result);
+        self.changed.notify_waiters();
         match started {
             Ok(started) => {
                 self.watch_holder(&id);
@@ -70,7 +77,7 @@ impl Shim {
             }
             Err(unstarted) => {
                 let undone = match unstarted.undo {
-                    Some(ready) => ready.take_down().await.err(),
+                    Some(ready) => ready.take_down(&self.pod).await.err(),
                     None => None,
                 };
                 let error = unstarted.error;
@@ -104,49 +111,65 @@ impl Shim {
     }
 
     async fn stop(self: &Arc<Self>, id: &str, status: u32) -> Result<()> {
-        let ready = self.lock().sandbox_mut(id)?.stopping();
+        // A StartSandbox that is at work is waited for: it holds what is to be taken down.
+        self.until(|state| state.sandbox(id).map_or(true, |sandbox| !sandbox.is_starting())).await;
+        let stopping = self.lock().sandbox_mut(id)?.stopping();
+        let Some(ready) = stopping else {
+            let stopped =
+                |state: &super::State| state.sandbox(id).map_or(true, Sandbox::is_stopped);
+            self.until(stopped).await;
+            return Ok(());
+        };
         let mut errors = Vec::new();
         errors.extend(self.kill_everything().await.err());
         if let Some(ready) = ready {
-            errors.extend(ready.take_down().await.err());
+            errors.extend(ready.take_down(&self.pod).await.err());
         }
         self.lock().sandbox_mut(id)?.stopped(status);
+        self.changed.notify_waiters();
         Error::join(errors)
     }
 
-    /// Kills every container, and waits for their ends.
+    /// Kills every container, again and again until they have ended.
     async fn kill_everything(&self) -> Result<()> {
+        let end = Instant::now() + STOP_LIMIT;
+        loop {
+            let errors = self.kill_once();
+            let dead = self.until(|state| {
+                let alive = |container: &Container| container.init.is_alive();
+                state.creating.is_empty() && !state.containers.values().any(alive)
+            });
+            if timeout(KILL_AGAIN, dead).await.is_ok() {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                let text = format!("processes are alive after {STOP_LIMIT:?}");
+                return Err(Error::all(Error::new(Kind::DeadlineExceeded, text), errors));
+            }
+        }
+    }
+
+    fn kill_once(&self) -> Vec<Error> {
+        let mut state = self.lock();
+        for child in state.creating.values().flatten() {
+            let _ = sys::fd::pidfd_signal(child, libc::SIGKILL);
+        }
         let mut errors = Vec::new();
+        for container in state.containers.values_mut().filter(|container| container.init.is_alive())
         {
-            let state = self.lock();
-            for child in state.creating.values().flatten() {
-                let _ = sys::fd::pidfd_signal(child, libc::SIGKILL);
+            // A cgroup that was never joined is empty; the init is killed all the same.
+            if let Ok(init) = container.init.pidfd() {
+                let _ = sys::fd::pidfd_signal(&init, libc::SIGKILL);
             }
-            for container in state.containers.values().filter(|container| container.init.is_alive())
-            {
-                // A cgroup that was never joined is empty; the init is killed all the same.
-                if let Ok(init) = container.init.pidfd() {
-                    let _ = sys::fd::pidfd_signal(&init, libc::SIGKILL);
-                }
-                errors.extend(container.kill_all(libc::SIGKILL).err());
-            }
+            errors.extend(container.kill_all(libc::SIGKILL).err());
         }
-        let dead = self.until(|state| {
-            state.creating.is_empty()
-                && state.containers.values().all(|container| !container.init.is_alive())
-        });
-        if timeout(STOP_LIMIT, dead).await.is_err() {
-            errors.push(Error::new(
-                Kind::DeadlineExceeded,
-                format!("processes are alive after {STOP_LIMIT:?}"),
-            ));
-        }
-        Error::join(errors)
+        errors
     }
 
     /// Ends the pod and everything in it, then the process. Works in any state, and never fails:
-    /// containerd would leak the bundle.
+    /// containerd would leak the bundle. What could not be removed stays on record for `delete`.
     pub async fn shutdown_sandbox(self: Arc<Self>, id: String) {
+        self.lock().ending = true;
         if let Err(error) = self.stop(&id, STOPPED).await
             && error.kind() != Kind::NotFound
         {
@@ -155,22 +178,25 @@ impl Shim {
         let left: Vec<String> = self.lock().containers.keys().cloned().collect();
         for container in left {
             let target = Target { container, exec: None };
-            if let Err(error) = Arc::clone(&self).delete(target).await {
+            if let Err(error) = Arc::clone(&self).delete(target).await
+                && error.kind() != Kind::NotFound
+            {
                 log::warn!("shutdown sandbox {id:?}: {error}");
             }
         }
         sandbox::remove_files(home(&self));
-        bundle::forget_server(home(&self));
-        self.ending.notify_one();
+        self.end(&mut self.lock());
     }
 
-    /// Takes down a sandbox that was created and never started.
-    pub(super) async fn give_up_waiting(&self) {
-        let waiting = self.lock().is_waiting();
-        if waiting {
+    /// Removes what is on disk of a server that ends, but for containers that are still there.
+    pub(super) fn give_up_waiting(&self) {
+        let state = self.lock();
+        if state.is_waiting() {
             sandbox::remove_files(home(self));
         }
-        bundle::forget_server(home(self));
+        if state.containers.is_empty() {
+            bundle::forget_server(home(self));
+        }
     }
 
     /// Waits for the end of the sandbox. Cancelled with its client.

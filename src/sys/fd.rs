@@ -66,3 +66,45 @@ pub(super) fn owned(fd: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: callers pass what the kernel has just returned to them and to nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// How a child ended, as wait(2) tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub pid: u32,
+    /// Its exit code, or 128 + the signal's number: real-time ones too, which nix has no name for.
+    pub status: u32,
+}
+
+/// Whom [`wait`] asks about.
+#[derive(Clone, Copy, Debug)]
+pub enum Whom<'a> {
+    /// The child of this pidfd.
+    Pidfd(BorrowedFd<'a>),
+    /// The child with this pid.
+    Pid(u32),
+    /// Any child; it stays a zombie (`WNOWAIT`).
+    PeekAny,
+}
+
+/// `waitid(2)` with `WEXITED | WNOHANG`. `None`: nobody has ended.
+pub fn wait(whom: Whom<'_>) -> Result<Option<Ended>, Errno> {
+    let mut flags = libc::WEXITED | libc::WNOHANG;
+    let (kind, id) = match whom {
+        Whom::Pidfd(fd) => (libc::P_PIDFD, fd.as_raw_fd() as libc::id_t),
+        Whom::Pid(pid) => (libc::P_PID, pid),
+        Whom::PeekAny => {
+            flags |= libc::WNOWAIT;
+            (libc::P_ALL, 0)
+        }
+    };
+    // SAFETY: siginfo_t is plain integers; all zero is "nobody", as waitid(2) has it.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: info is ours and of the type that the call fills.
+    Errno::result(unsafe { libc::waitid(kind, id, &raw mut info, flags) })?;
+    // SAFETY: waitid fills the fields of SIGCHLD, or leaves them zero.
+    let pid = unsafe { info.si_pid() };
+    // SAFETY: as above.
+    let status = unsafe { info.si_status() } as u32;
+    let status = if info.si_code == libc::CLD_EXITED { status } else { 128 + status };
+    Ok((pid != 0).then_some(Ended { pid: pid as u32, status }))
+}

@@ -318,9 +318,29 @@ pub fn keep_on_exec(fd: c_int) -> Result<c_int, Errno> {
     call!("numbers", libc::SYS_fcntl, fd, libc::F_SETFD, 0)
 }
 
+/// `close_range(first, last)`.
+pub fn close_range(first: c_int, last: c_uint) -> Result<c_int, Errno> {
+    call!("numbers", libc::SYS_close_range, first, last, 0)
+}
+
 /// `close_range(first, ~0)`.
 pub fn close_from(first: c_int) -> Result<c_int, Errno> {
-    call!("numbers", libc::SYS_close_range, first, c_uint::MAX, 0)
+    close_range(first, c_uint::MAX)
+}
+
+/// `clone3(CLONE_PARENT | CLONE_PIDFD)`: (0, -1) in the new process, which is a sibling of this one;
+/// its pid and pidfd in this one. Both go on with the same code, on copies of the same memory.
+pub fn clone_sibling() -> Result<(c_int, c_int), Errno> {
+    let mut pidfd: c_int = -1;
+    // SAFETY: clone_args is plain integers; all zero is its documented empty value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    // With CLONE_PARENT the exit signal is the caller's own, and must be 0 here.
+    args.flags = (libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    let size = size_of::<libc::clone_args>();
+    let pid =
+        call!("args and pidfd live across the call", libc::SYS_clone3, &raw const args, size)?;
+    Ok((pid, pidfd))
 }
 
 /// `setgroups(2)`.

@@ -223,7 +223,7 @@ fn nothing_there() {
         assert_eq!((cgroup.remove().unwrap(), cgroup.oom_kills()), (vec![], None));
         if !cgroups.dirs.is_empty() {
             assert!(cgroup.empty().unwrap() && cgroup.pids().unwrap().is_empty());
-            cgroup.kill_all().unwrap();
+            cgroup.kill_all(libc::SIGKILL).unwrap();
             assert_eq!(cgroup.freeze().unwrap_err().kind(), Kind::NotFound);
         }
     }

@@ -64,7 +64,7 @@ impl Drop for Scratch {
         let cgroup = self.cgroup();
         let _ = within(|| {
             // Not left to the code under test: a frozen process would outlive the test.
-            let _ = cgroup.kill_all();
+            let _ = cgroup.kill_all(libc::SIGKILL);
             let _ = cgroup.thaw();
             cgroup.empty().unwrap_or(true)
         });
@@ -200,7 +200,7 @@ fn pause_kill_and_remove() {
         fs::write(at.path.join("cgroup.procs"), other.id().to_string()).unwrap();
     }
     cgroup.freeze().unwrap();
-    cgroup.kill_all().unwrap();
+    cgroup.kill_all(libc::SIGKILL).unwrap();
     let dead = within(|| cgroup.empty().unwrap());
     let alive = other.try_wait().unwrap().is_none();
     other.kill().unwrap();

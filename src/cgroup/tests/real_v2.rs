@@ -36,7 +36,7 @@ fn pause_kill_and_remove() {
     assert!(within(|| !cgroup.frozen().unwrap()));
     cgroup.freeze().unwrap();
     assert!(within(|| cgroup.frozen().unwrap()));
-    cgroup.kill_all().unwrap();
+    cgroup.kill_all(libc::SIGKILL).unwrap();
     assert!(within(|| cgroup.empty().unwrap()));
     carry_out(&cgroup.remove().unwrap()).unwrap();
     assert!(!scratch.cgroups.dirs[0].path.exists() && scratch.exists());
