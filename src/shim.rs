@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::api::{Pid, Status, Target};
 use crate::bundle;
@@ -34,6 +34,8 @@ use crate::sys;
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
 /// How long after a start the process lets go of what only a start needs.
 const REST: Duration = Duration::from_secs(2);
+/// For clients to take their last replies; they need not be there any more.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long the last events may take to reach containerd.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
@@ -60,6 +62,8 @@ pub struct Shim {
     settings: Settings,
     /// What containerd shall hear of.
     pub queue: Arc<Queue>,
+    /// How many connections are open.
+    pub clients: Arc<watch::Sender<usize>>,
     reaper: Arc<Reaper>,
     /// The namespaces that this process has entered.
     pod: Pod,
@@ -89,6 +93,7 @@ impl Shim {
         Arc::new(Shim {
             settings,
             queue: Arc::default(),
+            clients: Arc::new(watch::Sender::new(0)),
             reaper: Arc::default(),
             pod: Pod::default(),
             state: Mutex::default(),
@@ -287,6 +292,14 @@ impl Shim {
             () = idle => {}
         }
         self.give_up_waiting();
+    }
+
+    /// Waits until every client has closed its connection, having its replies; but not long.
+    pub async fn left_alone(&self) {
+        let gone = async { self.clients.subscribe().wait_for(|count| *count == 0).await.is_ok() };
+        if tokio::time::timeout(CLOSE_LIMIT, gone).await.is_err() {
+            log::warn!("connections were still open after {CLOSE_LIMIT:?}");
+        }
     }
 
     /// Waits until containerd has the last events, but not long.

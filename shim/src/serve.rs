@@ -115,14 +115,15 @@ async fn serve(settings: Settings, listener: UnixListener, ready: Ready) -> Resu
         Ok(()) => {
             log::info!("serving on {socket:?}");
             tokio::select! {
-                () = shim.ended() => "the pod has ended",
-                _ = signals.read_u8() => "a signal asked for it",
+                () = shim.ended() => ("the pod has ended", true),
+                _ = signals.read_u8() => ("a signal asked for it", false),
             }
         }
         // Nobody knows the socket, so nobody will ever ask for the end.
-        Err(_) => "start is gone",
+        Err(_) => ("start is gone", false),
     };
-    log::info!("ending: {ended}");
+    let (why, has_asked) = ended;
+    log::info!("ending: {why}");
     // While the listener is still open: a socket that answers is nobody else's to replace, so this
     // one is still ours.
     let removed = match fs::remove_file(&socket) {
@@ -132,6 +133,10 @@ async fn serve(settings: Settings, listener: UnixListener, ready: Ready) -> Resu
         _ => Ok(()),
     };
     shim.flush().await;
+    if has_asked {
+        // Whoever asked for the end shall have its answer before the connection closes.
+        shim.left_alone().await;
+    }
     if timeout(CLOSE_TIMEOUT, server.shutdown()).await.is_err() {
         log::warn!("connections were still open after {CLOSE_TIMEOUT:?}");
     }

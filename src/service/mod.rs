@@ -36,8 +36,9 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 /// A server of both services on `listener`, for clients with our own user id. It serves once it
 /// is started. To be called within the runtime.
 pub fn server(shim: Arc<Shim>, listener: UnixListener) -> Result<Server> {
-    let listener = accept::listener(listener, nix::unistd::geteuid().as_raw())
-        .doing(|| "listen on the shim's socket")?;
+    let listener =
+        accept::listener(listener, nix::unistd::geteuid().as_raw(), shim.clients.clone())
+            .doing(|| "listen on the shim's socket")?;
     let tasks = Arc::new(task::Tasks { shim: shim.clone() });
     let old: HashMap<String, Service> =
         create_task(tasks.clone()).into_values().map(|s| (TASK_V2.to_string(), s)).collect();

@@ -48,7 +48,7 @@ fn kill_without_the_kernels_help() {
     let cgroup = Cgroup::create(&scratch.cgroups, &Limits::default()).unwrap();
     let pid = scratch.run("", "exec sleep 60");
     assert!(within(|| cgroup.pids().unwrap() == [pid]));
-    kill_each(&scratch.cgroups.dirs[0]).unwrap();
+    kill_each(&scratch.cgroups.dirs[0], libc::SIGKILL).unwrap();
     assert!(within(|| cgroup.empty().unwrap()));
 }
 
