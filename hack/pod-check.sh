@@ -5,12 +5,13 @@
 set -euo pipefail
 
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=check.sh
+source "$hack/check.sh"
 handler=${1:?usage: pod-check.sh HANDLER}
 "$hack/containerd.sh" start
 eval "$("$hack/containerd.sh" env)"
 work=$(mktemp -d)
 : >"$work/pods" && : >"$work/containers"
-passed=0 failed=0
 cgroup=/rs-check-$$ # kubelet would make it; a runtime has to, if nobody did
 
 # Streams go to an address in the network namespace of the private containerd. No logs of crictl's own, but for a fatal one.
@@ -23,21 +24,6 @@ end() {
 	rm -rf "$work"
 }
 trap end EXIT
-
-# is NAME WANTED COMMAND…: the command's output, both streams, and its status, have to match ("text <status>").
-is() {
-	local name=$1 wanted=$2 got status=0
-	shift 2
-	got=$("$@" 2>&1) || status=$?
-	((status == 0)) || got+=" <$status>"
-	# A pattern, not a string: the names of random things vary.
-	# shellcheck disable=SC2053
-	if [[ $got == $wanted ]]; then
-		echo "ok   $name" && passed=$((passed + 1))
-	else
-		printf 'FAIL %s\n     wanted: %s\n     got:    %s\n' "$name" "$wanted" "$got" && failed=$((failed + 1))
-	fi
-}
 
 # pod NAME FIELDS NAMESPACES: runs it. Its configuration stays in work/NAME.pod.
 pod() {
@@ -189,5 +175,4 @@ is 'shared PID namespace: pod is removed' "*$pod" cri rmp -f "$pod"
 
 is 'ten pods at once' $'0 1 2 3 4 5 6 7 8 9\n10' ten
 is 'nothing is left' '' left
-echo "$passed passed, $failed failed in $SECONDS s"
-((failed == 0))
+closing

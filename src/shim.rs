@@ -144,7 +144,7 @@ impl Shim {
         tokio::spawn(async move {
             tokio::time::sleep(REST).await;
             shim.resting.store(false, Ordering::Relaxed);
-            sys::memory::release_text();
+            sys::memory::release_program();
         });
     }
 

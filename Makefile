@@ -1,0 +1,33 @@
+# `make help` lists the targets. The scripts in hack/ do the work and can be called on their own.
+.DEFAULT_GOAL := help
+.PHONY: help build tools demo test check e2e critest clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## the release binary, static: target/release/containerd-shim-rs-v2
+	@hack/build.sh
+
+tools: ## pinned containerd, crictl, critest, runc … and the test images, into .tools/
+	@hack/tools.sh
+	@hack/images.sh
+
+demo: ## a pod of two containers lives and dies on a private containerd
+	@hack/demo.sh
+
+test: ## every test: unit, golden plans, root, and end to end
+	@hack/test.sh
+
+check: ## format and lint
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+e2e: ## the end-to-end checks alone
+	@hack/e2e.sh
+
+critest: ## the specs of critest that this version must pass
+	@hack/critest.sh rs 'PodSandbox|basic operations on container|Streaming|log'
+
+clean: ## what was built here; the private containerd is stopped first
+	hack/containerd.sh stop
+	rm -rf target .tools
