@@ -118,7 +118,7 @@ impl Pod {
 impl Entered {
     fn step_in(&mut self, wanted: Wanted<'_>) -> Result<()> {
         if let Some(path) = wanted.net {
-            let pod = open(path)?;
+            let pod = open(path).doing(|| "network namespace")?;
             let host = own("net")?;
             raw::setns(pod.as_raw_fd(), libc::CLONE_NEWNET)
                 .doing(|| format!("setns {path:?} net"))?;

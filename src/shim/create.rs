@@ -460,7 +460,7 @@ fn joined_namespaces(spec: &Spec) -> Result<Vec<Joined>> {
         else {
             continue;
         };
-        let doing = || format!("linux.namespaces[{index}]: open {path:?}");
+        let doing = || format!("linux.namespaces[{index}]");
         let file = namespaces::open(path).doing(doing);
         let file = file.map_err(|e| e.with_kind(Kind::InvalidArgument))?;
         let ours = namespaces::is_ours(&file, namespaces::name(namespace.typ()))?;

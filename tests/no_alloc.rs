@@ -1,0 +1,494 @@
+//! A child after clone never touches the allocator: the lock of it may be held by whoever the
+//! parent was. Alone in its file, for the allocator of this binary ends a process that is not the
+//! one that armed it.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_int};
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use containerd_shim_rs::error::{Error, Result};
+use containerd_shim_rs::launch;
+use containerd_shim_rs::plan::{
+    self, Attr, Facts, Input, Missing, Op, Param, Plan, RootfsMount, Slot, Target,
+};
+use containerd_shim_rs::reaper::{Reaper, ended};
+use containerd_shim_rs::sys::clone::clone3;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use serde_json::{Value, json};
+
+/// What a child that allocated ends with.
+const ALLOCATED: u32 = 99;
+/// What a child whose step failed ends with.
+const FAILED: u32 = 127;
+
+/// The process that may allocate; 0: every one.
+static OWNER: AtomicI32 = AtomicI32::new(0);
+
+struct Guard;
+
+fn check() {
+    let owner = OWNER.load(Ordering::Relaxed);
+    if owner != 0 && nix::unistd::getpid().as_raw() != owner {
+        // SAFETY: ends this process; nothing of it is used after that.
+        unsafe { libc::_exit(ALLOCATED as c_int) };
+    }
+}
+
+// SAFETY: each call goes to the system's allocator as it came, or not at all.
+unsafe impl GlobalAlloc for Guard {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        check();
+        // SAFETY: as the caller promised.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        check();
+        // SAFETY: as the caller promised.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        check();
+        // SAFETY: as the caller promised.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static GUARD: Guard = Guard;
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A directory with a rootfs, gone with the test.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Dir {
+        let template = std::env::temp_dir().join("no-alloc-XXXXXX");
+        let dir = Dir(nix::unistd::mkdtemp(&template).unwrap());
+        for name in ["rootfs/bin", "rootfs/etc", "source/below", "cgroup"] {
+            fs::create_dir_all(dir.0.join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", dir.0.join("rootfs/bin/true")).unwrap();
+        let lines: String = (0..200).map(|n| format!("user{n}:x:{n}:0::/home/{n}:\n")).collect();
+        fs::write(dir.0.join("rootfs/etc/passwd"), lines).unwrap();
+        fs::write(dir.0.join("file"), "").unwrap();
+        dir
+    }
+
+    fn path(&self, name: &str) -> CString {
+        plan::cpath("path", &self.0.join(name)).unwrap()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+/// Whether the machine lets us; says so where it does not.
+fn skip() -> bool {
+    let skip = !nix::unistd::geteuid().is_root() || !Path::new("/bin/busybox").exists();
+    if skip {
+        eprintln!("skipped: needs root and a static /bin/busybox");
+    }
+    skip
+}
+
+/// Runs every plan to its end. What its child ended with, and what it reported.
+fn outcomes(plans: Vec<(Plan, Vec<(Input, OwnedFd)>)>) -> Vec<(u32, Result<()>)> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let reaper = Arc::new(Reaper::default());
+        let mut all = Vec::new();
+        for (plan, inputs) in plans {
+            let parks = plan.ops.contains(&Op::Ready);
+            OWNER.store(nix::unistd::getpid().as_raw(), Ordering::Relaxed);
+            let mut child = launch::launch(&reaper, plan, inputs, None).unwrap();
+            let parked = if parks { child.ready().await } else { Ok(()) };
+            let result = match parked {
+                // Its end first: a message that is queued can be read all the same, and a child
+                // that is killed for its error would not end as it wants to.
+                Ok(()) if !parks => {
+                    ended(&mut child.exit).await;
+                    child.go().await
+                }
+                Ok(()) => child.go().await,
+                Err(error) => Err(error),
+            };
+            let exit = ended(&mut child.exit).await;
+            OWNER.store(0, Ordering::Relaxed);
+            all.push((exit.status, result));
+        }
+        all
+    })
+}
+
+fn outcome(plan: Plan, inputs: Vec<(Input, OwnedFd)>) -> (u32, Result<()>) {
+    outcomes(vec![(plan, inputs)]).remove(0)
+}
+
+macro_rules! kinds {
+    ($($name:ident)*) => {
+        /// The name of an op. A new one does not compile until it is in the list, and fails the
+        /// test until it is run.
+        fn kind(op: &Op) -> &'static str {
+            match op { $(Op::$name { .. } => stringify!($name)),* }
+        }
+        const KINDS: usize = [$(stringify!($name)),*].len();
+    };
+}
+
+kinds! {
+    JoinCgroup Unshare Setns JoinKeyring OomScore WriteFile Sysctl Rmdir OpenTree CloneTree
+    SetAttr NewMount OldMount Propagate AttachRootfs OpenRootfs Attach Mount MakeDir
+    MakeNode Symlink Mask Readonly OpenPty AttachConsole Pivot Hostname Domainname Setsid
+    ControllingTerminal Birth Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
+    NoNewPrivs Chdir VerifyCwd Home FindExecutable ResetSignals Ready CloseFds Exec ExecFd
+    Exit
+}
+
+fn spec(dir: &Dir) -> Value {
+    json!({
+        "ociVersion": "1.3.0",
+        "process": {
+            "user": {"uid": 150, "gid": 5, "additionalGids": [7, 8]},
+            "args": ["true"],
+            "cwd": "/made/for/it",
+            "consoleSize": {"height": 24, "width": 80},
+            "oomScoreAdj": 1000,
+            "noNewPrivileges": true,
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 64}],
+            "capabilities": {"bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"],
+                "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]}
+        },
+        "root": {"path": "rootfs", "readonly": true},
+        "hostname": "h", "domainname": "d",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666"]},
+            {"destination": "/vol/deep/down", "source": dir.0.join("source"),
+                "options": ["rbind", "rro", "nosuid", "rshared"]},
+            {"destination": "/a/file", "source": dir.0.join("file"), "options": ["bind", "ro"]}
+        ],
+        "linux": {
+            "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "uts"}, {"type": "ipc"},
+                {"type": "network"}, {"type": "cgroup"}],
+            "sysctl": {"net.ipv4.ip_forward": "1"},
+            "devices": [{"path": "/dev/pipe", "type": "p", "uid": 3, "gid": 4}],
+            "maskedPaths": ["/proc/kcore", "/vol", "/proc/fs", "/absent"],
+            "readonlyPaths": ["/proc/sys", "/absent"],
+            "rootfsPropagation": "rshared"
+        }
+    })
+}
+
+/// The plan of a container that has everything.
+fn container(dir: &Dir, terminal: bool, spec: Value) -> Plan {
+    let (spec, _) = plan::spec::parse(&serde_json::to_vec(&spec).unwrap()).unwrap();
+    let facts = Facts {
+        bundle: dir.0.clone(),
+        rootfs: vec![RootfsMount {
+            fstype: "bind".into(),
+            source: dir.0.join("rootfs").to_str().unwrap().into(),
+            options: vec!["rbind".into()],
+            ..RootfsMount::default()
+        }],
+        last_cap: 40,
+        keyring: "no-alloc".into(),
+        terminal,
+        ..Facts::default()
+    };
+    plan::container(&spec, &facts).unwrap()
+}
+
+fn null() -> OwnedFd {
+    File::options().read(true).write(true).open("/dev/null").unwrap().into()
+}
+
+fn stdio() -> Vec<(Input, OwnedFd)> {
+    (0..3).map(|n| (Input::Stdio(n), null())).collect()
+}
+
+/// A plan of our own; its slot 0 is the report.
+fn by_hand(namespaces: c_int, ops: Vec<Op>) -> Plan {
+    let mut plan = Plan { namespaces, ..Plan::default() };
+    plan.input(Input::Report);
+    plan.slots = 16;
+    plan.ops = ops;
+    plan
+}
+
+/// What no container's plan has.
+fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
+    let param = |key: &str, value: &str| Param {
+        key: CString::new(key).unwrap(),
+        value: Some(CString::new(value).unwrap()),
+    };
+    let attr = Attr { propagation: libc::MS_PRIVATE, ..Attr::default() };
+    let mut plan = by_hand(libc::CLONE_NEWNS | libc::CLONE_NEWIPC, Vec::new());
+    plan.slots = 1;
+    let procs = plan.input(Input::CgroupProcs(0));
+    let ns = plan.input(Input::Namespace(0));
+    let [one, two] = [plan.slot(), plan.slot()];
+    plan.ops = vec![
+        Op::JoinCgroup { procs },
+        Op::Setns { ns, flags: libc::CLONE_NEWIPC },
+        Op::Propagate { flags: libc::MS_REC | libc::MS_SLAVE },
+        Op::OldMount {
+            chdir: Some(c"/".into()),
+            source: c"t".into(),
+            target: dir.path("source"),
+            fstype: c"tmpfs".into(),
+            flags: 0,
+            data: c"mode=700".into(),
+        },
+        Op::NewMount {
+            fstype: c"tmpfs".into(),
+            params: vec![param("mode", "755")],
+            attr: 0,
+            into: one,
+        },
+        Op::SetAttr { mount: one, attr },
+        Op::AttachRootfs { mount: one, path: dir.path("cgroup") },
+        Op::CloneTree { from: one, into: two },
+        Op::WriteFile { path: dir.path("file"), data: c"x".into() },
+        Op::Rmdir { path: dir.path("absent") },
+        Op::Birth,
+        Op::Exit,
+    ];
+    let procs = File::options().write(true).open("/dev/null").unwrap();
+    let ns = File::open("/proc/self/ns/ipc").unwrap();
+    (plan, vec![(Input::CgroupProcs(0), procs.into()), (Input::Namespace(0), ns.into())])
+}
+
+fn holder(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
+    let facts = Facts { bundle: dir.0.join("cgroup"), ..Facts::default() };
+    let plan = plan::holder(&["true"], &facts).unwrap();
+    let exe = File::open("/bin/busybox").unwrap();
+    let mut inputs = stdio();
+    inputs.push((Input::Executable, exe.into()));
+    (plan, inputs)
+}
+
+fn allocates(_: &mut ()) -> ! {
+    drop(std::hint::black_box(Box::new(7)));
+    // SAFETY: ends this process; nothing of it is used after that.
+    unsafe { libc::_exit(0) }
+}
+
+#[test]
+fn the_guard_catches_a_child_that_allocates() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    OWNER.store(nix::unistd::getpid().as_raw(), Ordering::Relaxed);
+    // SAFETY: what the child does wrong is the test; no other thread holds this allocator's lock,
+    // and the guard ends the child before it would take it.
+    let cloned = unsafe { clone3(0, None, allocates, &mut ()) }.unwrap();
+    let status = waitid(Id::PIDFd(cloned.pidfd.as_fd()), WaitPidFlag::WEXITED).unwrap();
+    OWNER.store(0, Ordering::Relaxed);
+    assert!(matches!(status, WaitStatus::Exited(_, code) if code as u32 == ALLOCATED));
+}
+
+#[test]
+fn no_op_allocates() {
+    if skip() {
+        return;
+    }
+    let dir = Dir::new();
+    let with_pty = container(&dir, true, spec(&dir));
+    let without = container(&dir, false, spec(&dir));
+    let plans = vec![(with_pty, Vec::new()), (without, stdio()), rest(&dir), holder(&dir)];
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for op in plans.iter().flat_map(|(plan, _)| &plan.ops) {
+        *seen.entry(kind(op)).or_default() += 1;
+    }
+    assert_eq!(seen.len(), KINDS, "not every kind of op is run here: {seen:?}");
+    for (i, (status, result)) in outcomes(plans).into_iter().enumerate() {
+        assert!(result.is_ok(), "plan {i}: {result:?}");
+        assert_eq!(status, 0, "plan {i}");
+    }
+}
+
+/// Each op with something that the kernel, or the child itself, refuses.
+fn refused_on_the_host(dir: &Dir) -> Vec<(Op, &'static str)> {
+    let (none, bad) = (Slot(9), c"/dev/null/x".to_owned());
+    let root = Slot(1);
+    let fstype = c"no such type".to_owned();
+    let attr = Attr { set: 1 << 60, ..Attr::default() };
+    let slot = "no descriptor in the slot: EBADF";
+    vec![
+        (Op::JoinCgroup { procs: none }, slot),
+        (Op::Unshare { flags: libc::CLONE_NEWUSER | libc::CLONE_FS | 0x3f }, "unshare: EINVAL"),
+        (Op::Setns { ns: root, flags: libc::CLONE_NEWIPC }, "setns: E"),
+        (Op::JoinKeyring { name: CString::new(vec![b'x'; 5000]).unwrap() }, "keyctl: EINVAL"),
+        (Op::OomScore { adj: 2000 }, "write: EINVAL"),
+        (Op::WriteFile { path: bad.clone(), data: c"".into() }, "open: ENOTDIR"),
+        (Op::Sysctl { path: bad.clone(), value: c"".into() }, "open: ENOTDIR"),
+        (Op::Rmdir { path: dir.path("file") }, "rmdir: ENOTDIR"),
+        (Op::OpenTree { source: bad.clone(), into: none, recursive: true }, "open_tree: ENOTDIR"),
+        (Op::CloneTree { from: none, into: none }, slot),
+        (Op::SetAttr { mount: root, attr }, "mount_setattr: EINVAL"),
+        (
+            Op::NewMount { fstype: fstype.clone(), params: vec![], attr: 0, into: none },
+            "fsopen: ENODEV",
+        ),
+        (
+            Op::OldMount {
+                chdir: Some(bad.clone()),
+                source: c"".into(),
+                target: c"/".into(),
+                fstype: fstype.clone(),
+                flags: 0,
+                data: c"".into(),
+            },
+            "chdir: ENOTDIR",
+        ),
+        (Op::Propagate { flags: libc::MS_SHARED | libc::MS_SLAVE }, "mount: EINVAL"),
+        (Op::AttachRootfs { mount: root, path: bad.clone() }, "openat2: ENOTDIR"),
+        (Op::OpenRootfs { path: bad.clone(), into: none }, "openat2: ENOTDIR"),
+    ]
+}
+
+/// The same of those beneath a rootfs.
+fn refused_inside() -> Vec<(Op, &'static str)> {
+    let none = Slot(9);
+    let target = |path: &str, missing| Target {
+        prefixes: vec![CString::new(path).unwrap()],
+        missing,
+        no_symlinks: false,
+        inside_proc: false,
+    };
+    let root = Slot(1);
+    let below_a_file = |missing| Target {
+        prefixes: vec![c"file".into(), c"file/x".into()],
+        ..target("file", missing)
+    };
+    let fstype = c"no such type".to_owned();
+    let slot = "no descriptor in the slot: EBADF";
+    vec![
+        (
+            Op::Attach {
+                mount: root,
+                source: c"".into(),
+                root,
+                target: target("file", Missing::Fail),
+            },
+            "move_mount: E",
+        ),
+        (
+            Op::Mount {
+                fstype,
+                params: vec![],
+                attr: Attr::default(),
+                root,
+                target: target("new", Missing::Directory),
+            },
+            "fsopen: ENODEV",
+        ),
+        (
+            Op::MakeDir { root, target: below_a_file(Missing::Directory), mode: 0o755 },
+            "openat2: ENOTDIR",
+        ),
+        (
+            Op::MakeNode {
+                root,
+                target: target("file", Missing::Directory),
+                mode: libc::S_IFCHR | 0o666,
+                major: 1,
+                minor: 3,
+                uid: 0,
+                gid: 0,
+            },
+            "another file is there: EEXIST",
+        ),
+        (
+            Op::Symlink { root, target: below_a_file(Missing::Directory), to: c"x".into() },
+            "openat2: ENOTDIR",
+        ),
+        (Op::Mask { root: none, target: target("file", Missing::Fail), empty: none }, slot),
+        (Op::Readonly { root: none, target: target("file", Missing::Fail) }, slot),
+        (Op::OpenPty { root, into: none, size: None, owner: 0 }, "openat2: ENOENT"),
+        (Op::AttachConsole { pty: none, root }, "openat2: ENOENT"),
+        (Op::Pivot { root }, "pivot_root: E"),
+    ]
+}
+
+/// The same of the process itself.
+fn refused_to_the_process() -> Vec<(Op, &'static str)> {
+    let (none, root, bad) = (Slot(9), Slot(1), c"/dev/null/x".to_owned());
+    let slot = "no descriptor in the slot: EBADF";
+    vec![
+        (Op::Hostname { name: CString::new(vec![b'x'; 500]).unwrap() }, "sethostname: EINVAL"),
+        (Op::Domainname { name: CString::new(vec![b'x'; 500]).unwrap() }, "setdomainname: EINVAL"),
+        (Op::ControllingTerminal, "ioctl: E"),
+        (Op::Dup { from: none, to: 0 }, slot),
+        (Op::Rlimit { resource: 999, soft: 0, hard: 0 }, "prlimit: EINVAL"),
+        (Op::Ambient { caps: 1 << 63 }, "prctl: EINVAL"),
+        (Op::Capset { effective: 1, permitted: 0, inheritable: 0 }, "capset: EPERM"),
+        (Op::Chdir { path: bad.clone(), retry: true }, "chdir: ENOTDIR"),
+        (Op::FindExecutable { candidates: vec![bad] }, "\"\": executable file not found"),
+        (Op::Exec, "no descriptor in the slot: ENOENT"),
+        (Op::ExecFd { exe: root }, "execve: E"),
+    ]
+}
+
+#[test]
+fn no_failure_allocates() {
+    if skip() {
+        return;
+    }
+    let dir = Dir::new();
+    let all = [refused_on_the_host(&dir), refused_inside(), refused_to_the_process()].concat();
+    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+    let plans = all.iter().map(|(op, _)| {
+        let enter = Op::OpenRootfs { path: dir.path(""), into: Slot(1) };
+        let ops = vec![enter, Op::Setsid, op.clone(), Op::Exit];
+        (by_hand(namespaces, ops), Vec::new())
+    });
+    for ((op, want), (status, result)) in all.iter().zip(outcomes(plans.collect())) {
+        let text = result.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(text.starts_with(&format!("step 3/4: {op}: {want}")), "{op}: {text:?} ({status})");
+        assert_eq!(status, FAILED, "{op}");
+    }
+}
+
+#[test]
+fn no_lookup_of_home_allocates() {
+    if skip() {
+        return;
+    }
+    let dir = Dir::new();
+    let long = format!("long:x:300:0::/{}:\n", "h".repeat(9000));
+    let odd = ["", "\n\n::::::\n", "x:x:300", "x:x:99999999999999999999:0::/x:\n", long.as_str()];
+    for passwd in odd {
+        fs::write(dir.0.join("rootfs/etc/passwd"), passwd).unwrap();
+        let mut spec = spec(&dir);
+        spec["process"]["user"]["uid"] = json!(300);
+        let (status, result) = outcome(container(&dir, false, spec), stdio());
+        assert!(result.is_ok() && status == 0, "{passwd:?}: {status} {result:?}");
+    }
+}
+
+#[test]
+fn no_missing_program_allocates() {
+    if skip() {
+        return;
+    }
+    let dir = Dir::new();
+    let mut wrong = spec(&dir);
+    wrong["process"]["args"] = json!(["/nowhere"]);
+    let (status, result) = outcome(container(&dir, false, wrong), stdio());
+    let error: Error = result.unwrap_err();
+    assert!(error.to_string().contains("executable file not found"), "{error}");
+    assert_ne!(status, ALLOCATED);
+}

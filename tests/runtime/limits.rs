@@ -1,0 +1,122 @@
+//! Pause, Resume, Update and what a cgroup counts.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use containerd_shim_rs::api::State;
+use containerd_shim_rs::cgroup::Layout;
+use serde_json::json;
+
+use crate::alone::alone;
+use crate::pod::{Pod, process, sh, with};
+
+/// The file of a limit in the container's cgroup: by its name on v1 and on v2.
+fn limit(spec: &serde_json::Value, v1: &str, v2: &str) -> PathBuf {
+    let path = PathBuf::from(spec["linux"]["cgroupsPath"].as_str().unwrap());
+    let cgroups = Layout::probe().unwrap().cgroups(&path);
+    let controller = v1.split('.').next().unwrap();
+    let has = |dir: &&containerd_shim_rs::plan::CgroupDir| {
+        cgroups.unified || dir.controllers.iter().any(|name| name == controller)
+    };
+    let dir = cgroups.dirs.iter().find(has).unwrap();
+    dir.path.join(if cgroups.unified { v2 } else { v1 })
+}
+
+#[test]
+fn pause_and_resume() {
+    alone(async |pod: &mut Pod| {
+        let count = "touch /n; while :; do echo x >> /n; sleep 0.005; done";
+        pod.running("c", count).await;
+        pod.until("c", "n").await;
+        let size = |pod: &Pod| fs::metadata(pod.bundle("c").join("rootfs/n")).unwrap().len();
+        pod.exec("c", "e", &process("sleep 100")).unwrap();
+        pod.start("c", "e").await.unwrap();
+        pod.events().await;
+        Arc::clone(&pod.shim).pause("c".into()).await.unwrap();
+        assert_eq!(pod.state("c", "").unwrap(), State::Paused);
+        assert_eq!(pod.state("c", "e").unwrap(), State::Paused);
+        let frozen = size(pod);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert_eq!(size(pod), frozen, "it runs");
+        // A signal that does not kill waits for the end of the pause.
+        pod.kill("c", "e", libc::SIGTERM).unwrap();
+        Arc::clone(&pod.shim).resume("c".into()).await.unwrap();
+        assert_eq!(pod.state("c", "").unwrap(), State::Running);
+        assert_eq!(pod.wait("c", "e").await.unwrap().status, 143);
+        while size(pod) == frozen {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(pod.events().await, ["paused c", "resumed c", "exit c/e 143"]);
+    });
+}
+
+#[test]
+fn what_is_paused_can_be_killed() {
+    alone(async |pod: &mut Pod| {
+        pod.running("c", "sleep 100 & sleep 100").await;
+        Arc::clone(&pod.shim).pause("c".into()).await.unwrap();
+        pod.kill("c", "", libc::SIGKILL).unwrap();
+        assert_eq!(pod.wait("c", "").await.unwrap().status, 137);
+        assert_eq!(pod.state("c", "").unwrap(), State::Stopped);
+        pod.delete("c", "").await.unwrap();
+        let want = ["create c", "start c", "paused c", "exit c 137", "delete c 137"];
+        assert_eq!(pod.events().await, want);
+    });
+}
+
+#[test]
+fn a_kill_of_an_exec_does_not_end_the_pause() {
+    alone(async |pod: &mut Pod| {
+        pod.running("c", "touch /n; while :; do echo x >> /n; sleep 0.005; done").await;
+        pod.until("c", "n").await;
+        let size = |pod: &Pod| fs::metadata(pod.bundle("c").join("rootfs/n")).unwrap().len();
+        pod.exec("c", "e", &process("sleep 100")).unwrap();
+        pod.start("c", "e").await.unwrap();
+        Arc::clone(&pod.shim).pause("c".into()).await.unwrap();
+        let frozen = size(pod);
+        pod.kill("c", "e", libc::SIGKILL).unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert_eq!(pod.state("c", "").unwrap(), State::Paused);
+        assert_eq!(size(pod), frozen, "it is called paused, and runs");
+        Arc::clone(&pod.shim).resume("c".into()).await.unwrap();
+        assert_eq!(pod.wait("c", "e").await.unwrap().status, 137);
+    });
+}
+
+#[test]
+fn limits_are_there_before_the_program_and_after_an_update() {
+    alone(async |pod: &mut Pod| {
+        let resources = json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 20}});
+        let spec = with(sh("sleep 100"), "/linux/resources", resources);
+        let pids = limit(&spec, "pids.max", "pids.max");
+        let memory = limit(&spec, "memory.limit_in_bytes", "memory.max");
+        let read = |path: &PathBuf| fs::read_to_string(path).unwrap().trim().to_owned();
+        pod.create("c", &spec).await.unwrap();
+        assert_eq!(read(&pids), "20");
+        assert_eq!(read(&memory), (64u64 << 20).to_string());
+        pod.start("c", "").await.unwrap();
+        let update = json!({"memory": {"limit": 32 << 20}, "pids": {"limit": 7}});
+        let update = serde_json::to_vec(&update).unwrap();
+        Arc::clone(&pod.shim).update("c".into(), update).await.unwrap();
+        assert_eq!(read(&pids), "7");
+        assert_eq!(read(&memory), (32u64 << 20).to_string());
+        let bad = Arc::clone(&pod.shim).update("c".into(), b"[".to_vec()).await.unwrap_err();
+        assert_eq!(bad.kind(), containerd_shim_rs::error::Kind::InvalidArgument);
+        // An exec is inside the same limits.
+        let (status, _) = pod.executed("c", "e", &process("cat /proc/self/cgroup")).await;
+        assert_eq!(status, 0);
+    });
+}
+
+#[test]
+fn out_of_memory_comes_before_the_exit() {
+    alone(async |pod: &mut Pod| {
+        let resources = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}});
+        let spec = with(sh("tail /dev/zero | cat"), "/linux/resources", resources);
+        let spec = with(spec, "/process/args", json!(["/bin/sort", "/dev/zero"]));
+        assert_eq!(pod.ran("c", &spec).await.0, 137);
+        let want = ["create c", "start c", "oom c", "exit c 137", "delete c 137"];
+        assert_eq!(pod.events().await, want);
+    });
+}

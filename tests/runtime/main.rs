@@ -1,0 +1,16 @@
+//! The shim without containerd: real containers of real bundles, each test in a process of its own
+//! (`alone`) which must leave the machine as it was. Needs root and a static busybox.
+
+mod alone;
+mod attacks;
+mod bad;
+mod holder;
+mod life;
+mod limits;
+mod matrix;
+mod mounts;
+mod pod;
+mod rounds;
+mod sandbox;
+mod seen;
+mod stdio;
