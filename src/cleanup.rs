@@ -76,7 +76,7 @@ pub fn delete(request: &Request) -> Outcome {
         if let Some(shm) = &server.shm_mount {
             log(sandbox::unmount_shm(shm));
         }
-        sandbox::remove_files(bundle);
+        sandbox::files::remove(bundle);
         bundle::forget_server(bundle);
     }
     if let Some(path) = address(bundle) {

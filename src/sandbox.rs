@@ -3,6 +3,8 @@
 //!
 //! Its state changes only here. Status, Ping and Platform must never wait for any of it.
 
+pub mod files;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +16,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::api::{CreateSandbox, Dns, NamespaceMode, PodConfig, SandboxStatus, StartedSandbox};
+use crate::api::{CreateSandbox, NamespaceMode, PodConfig, SandboxStatus, StartedSandbox};
 use crate::bundle;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Exit;
@@ -26,8 +28,6 @@ use crate::sys;
 
 /// How long the pod's first process may take to end once it was killed.
 const HOLDER_LIMIT: Duration = Duration::from_secs(5);
-/// Below the sandbox's bundle: what its containers see in `/etc`.
-const FILES: &str = "etc";
 /// As CRI's own pause sandbox has it.
 const SHM_SIZE: &std::ffi::CStr = c"67108864";
 
@@ -101,7 +101,7 @@ impl Sandbox {
             let file = plan::sysctl_file(name, own_namespaces(&request.config));
             file.doing(|| format!("sysctl {name:?}"))?;
         }
-        write_files(&request.bundle, &request.config)?;
+        files::write(&request.bundle, &request.config)?;
         let netns = (!request.netns_path.is_empty()).then(|| PathBuf::from(&request.netns_path));
         Ok(Sandbox {
             id: request.id,
@@ -278,7 +278,7 @@ impl Sandbox {
 
     /// The directory of `hosts`, `hostname` and `resolv.conf`.
     pub fn files(&self) -> PathBuf {
-        self.bundle.join(FILES)
+        files::dir(&self.bundle)
     }
 }
 
@@ -450,71 +450,9 @@ async fn start_holder(reaper: &Arc<Reaper>, bundle: &Path) -> Result<Holder> {
     Ok(Holder { pid: child.pid, pidfd: Arc::clone(&child.pidfd), exit: child.exit.clone() })
 }
 
-fn write_files(bundle: &Path, config: &PodConfig) -> Result<()> {
-    let dir = bundle.join(FILES);
-    std::fs::create_dir_all(&dir).doing(|| format!("mkdir {dir:?}"))?;
-    let hostname = match config.hostname.as_str() {
-        "" => nix::unistd::gethostname().doing(|| "gethostname")?.to_string_lossy().into_owned(),
-        name => name.to_owned(),
-    };
-    let host_file = |path: &str| match std::fs::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        read => read.doing(|| format!("read {path}")),
-    };
-    let resolv_conf = match &config.dns {
-        Some(dns) => resolv_conf(dns).into_bytes(),
-        None => host_file("/etc/resolv.conf")?,
-    };
-    for (name, bytes) in [
-        ("hostname", format!("{hostname}\n").into_bytes()),
-        ("hosts", host_file("/etc/hosts")?),
-        ("resolv.conf", resolv_conf),
-    ] {
-        bundle::write_atomic(&dir.join(name), &bytes, 0o644)?;
-    }
-    Ok(())
-}
-
-fn resolv_conf(dns: &Dns) -> String {
-    let mut text = String::new();
-    if !dns.searches.is_empty() {
-        text += &format!("search {}\n", dns.searches.join(" "));
-    }
-    for server in &dns.servers {
-        text += &format!("nameserver {server}\n");
-    }
-    if !dns.options.is_empty() {
-        text += &format!("options {}\n", dns.options.join(" "));
-    }
-    text
-}
-
-/// Removes what [`Sandbox::create`] wrote.
-pub fn remove_files(bundle: &Path) {
-    let _ = std::fs::remove_dir_all(bundle.join(FILES));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn strings(list: &[&str]) -> Vec<String> {
-        list.iter().map(|s| s.to_string()).collect()
-    }
-
-    #[test]
-    fn resolv_conf_has_only_the_lines_that_were_given() {
-        let dns = Dns {
-            servers: strings(&["10.0.0.10", "8.8.8.8"]),
-            searches: strings(&["a.local", "b"]),
-            options: strings(&["ndots:5"]),
-        };
-        assert_eq!(
-            resolv_conf(&dns),
-            "search a.local b\nnameserver 10.0.0.10\nnameserver 8.8.8.8\noptions ndots:5\n"
-        );
-        assert_eq!(resolv_conf(&Dns::default()), "");
-    }
 
     #[test]
     fn sysctls_of_the_host_are_refused() {

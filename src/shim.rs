@@ -5,7 +5,9 @@
 //! something must be run to its end even if its client went away (the service spawns it).
 
 mod create;
+mod exec;
 mod exit;
+mod host;
 mod live;
 mod pod;
 
@@ -74,7 +76,7 @@ pub struct Shim {
     /// A `rest` is on its way.
     resting: AtomicBool,
     layout: OnceLock<Layout>,
-    host: OnceLock<create::Host>,
+    host: OnceLock<host::Host>,
 }
 
 #[derive(Debug, Default)]

@@ -1,18 +1,17 @@
-//! Create, Start and Exec: from a bundle or a process' JSON to a process that runs.
+//! Create and Start: from a bundle to a process that runs.
 //!
 //! What a failed step leaves is undone before its error is returned.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use oci_spec::runtime::{Process as OciProcess, Spec};
-use tokio::time::timeout;
+use oci_spec::runtime::Spec;
 
-use super::{Shim, check_ids, exit, home};
-use crate::api::{CreateContainer, StdioPaths, Target};
+use super::host::Host;
+use super::{Shim, exit, home};
+use crate::api::{CreateContainer, Target};
 use crate::bundle::{self, ContainerRecord, RECORD_VERSION};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, ExecBase, Freezer};
@@ -23,51 +22,12 @@ use crate::namespaces;
 use crate::plan::{self, Facts, Input, SandboxFiles};
 use crate::process::{Begin, Process};
 use crate::stdio::{Kind as StdioKind, Stdio};
-use crate::sys;
 
 /// How long the cgroup of a failed Create may take to go.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
-/// How long an exec may take to reach its program: its container may be hung, or hostile.
-const EXEC_LIMIT: Duration = Duration::from_secs(120);
 /// What a shell says of a program that it cannot find, or not run.
 const NOT_FOUND: u32 = 127;
 const NOT_RUN: u32 = 126;
-
-/// Facts of the host that do not change.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Host {
-    last_cap: u8,
-    overlay_lowerdir_plus: bool,
-}
-
-impl Host {
-    /// `scratch`: a directory to try an overlay in.
-    fn probe(scratch: &Path) -> Result<Host> {
-        let path = "/proc/sys/kernel/cap_last_cap";
-        let text = std::fs::read_to_string(path).doing(|| format!("read {path}"))?;
-        let last_cap = text
-            .trim()
-            .parse()
-            .map_err(|_| Error::new(Kind::Unknown, format!("{path}: {text:?}")))?;
-        Ok(Host { last_cap, overlay_lowerdir_plus: probe_overlay(scratch) })
-    }
-}
-
-/// Whether overlay takes `lowerdir+`: an older one says no only when the mount is made.
-fn probe_overlay(scratch: &Path) -> bool {
-    let dirs = [scratch.join("overlay-probe-a"), scratch.join("overlay-probe-b")];
-    let made = dirs.iter().all(|dir| std::fs::create_dir_all(dir).is_ok());
-    let params = || -> Result<bool> {
-        let [a, b] = [plan::cpath("lowerdir+", &dirs[0])?, plan::cpath("lowerdir+", &dirs[1])?];
-        let params = [(c"lowerdir+", Some(a.as_c_str())), (c"lowerdir+", Some(b.as_c_str()))];
-        Ok(sys::mount::new_mount(c"overlay", &params, 0).is_ok())
-    };
-    let works = made && params().unwrap_or(false);
-    for dir in dirs {
-        let _ = std::fs::remove_dir(dir);
-    }
-    works
-}
 
 /// An id that Create is at work on; it is free again however the work ends.
 struct Creating<'a> {
@@ -377,69 +337,6 @@ impl Shim {
         }
     }
 
-    async fn run_exec(self: &Arc<Self>, target: &Target, process: &OciProcess) -> Result<u32> {
-        let (base, cgroup, init, paths) = {
-            let state = self.lock();
-            let container = state.container(&target.container)?;
-            let paths = container.process(target.exec.as_deref())?.stdio_paths.clone();
-            (container.base.clone(), container.cgroup.clone(), container.init.pidfd()?, paths)
-        };
-        let plan = plan::exec(
-            process,
-            base.namespaces,
-            &Facts { terminal: paths.terminal, ..base.facts },
-        )?;
-        log::debug!("plan of {target:?}:\n{plan}");
-        let (mut stdio, fds) = Stdio::open(&paths, StdioKind::Relay, (0, 0))?;
-        let mut inputs = stdio_inputs(fds);
-        let into = cgroup_inputs(&cgroup, &mut inputs)?;
-        inputs.push((Input::Init, init.try_clone().doing(|| "dup(pidfd)")?));
-        let mut child = launch::launch(&self.reaper, plan, inputs, into)?;
-        let started = match timeout(EXEC_LIMIT, child.go()).await {
-            Ok(started) => started,
-            Err(_) => {
-                Err(Error::new(Kind::DeadlineExceeded, format!("no answer within {EXEC_LIMIT:?}")))
-            }
-        };
-        let attached = started
-            .and_then(|()| child.master.take().map_or(Ok(()), |master| stdio.attach(master)));
-        if let Err(error) = attached {
-            child.kill().await;
-            return Err(error);
-        }
-        let pid = child.pid;
-        {
-            let mut state = self.lock();
-            let container = state.container_mut(&target.container)?;
-            container.process_mut(target.exec.as_deref())?.launched(
-                pid,
-                Arc::clone(&child.pidfd),
-                stdio,
-            );
-        }
-        exit::watch(self, target.clone(), child.exit.clone());
-        Ok(pid)
-    }
-
-    /// Registers an exec. `json` is OCI's Process.
-    pub fn exec(&self, target: Target, json: &[u8], stdio: StdioPaths) -> Result<()> {
-        check_ids(&target)?;
-        let Some(exec) = target.exec else { return Err(Error::invalid("exec id: empty")) };
-        let mut state = self.lock();
-        let container = state.container_mut(&target.container)?;
-        if container.execs.contains_key(&exec) || exec == container.id {
-            return Err(Error::new(Kind::AlreadyExists, format!("exec {exec:?} exists")));
-        }
-        container.check_exec()?;
-        let (process, warnings) = plan::spec::parse_process(json)?;
-        for warning in warnings {
-            log::warn!("process of exec {exec:?}: {warning}");
-        }
-        container.execs.insert(exec.clone(), Process::registered(process, stdio));
-        self.queue.push(Event::ExecAdded { container_id: target.container, exec_id: exec });
-        Ok(())
-    }
-
     /// Removes a cgroup off the loop.
     pub(super) async fn remove_cgroup(&self, cgroup: &Cgroup) -> Result<()> {
         let ops = cgroup.remove()?;
@@ -469,13 +366,16 @@ fn joined_namespaces(spec: &Spec) -> Result<Vec<Joined>> {
     Ok(joined)
 }
 
-fn stdio_inputs(fds: [Option<OwnedFd>; 3]) -> Vec<(Input, OwnedFd)> {
+pub(super) fn stdio_inputs(fds: [Option<OwnedFd>; 3]) -> Vec<(Input, OwnedFd)> {
     let numbered = fds.into_iter().zip(0u8..);
     numbered.filter_map(|(fd, number)| Some((Input::Stdio(number), fd?))).collect()
 }
 
 /// On v2 the directory to be born in; on v1 each hierarchy's `cgroup.procs` goes to the child.
-fn cgroup_inputs(cgroup: &Cgroup, inputs: &mut Vec<(Input, OwnedFd)>) -> Result<Option<OwnedFd>> {
+pub(super) fn cgroup_inputs(
+    cgroup: &Cgroup,
+    inputs: &mut Vec<(Input, OwnedFd)>,
+) -> Result<Option<OwnedFd>> {
     if cgroup.cgroups().unified {
         return cgroup.dir_fd().map(Some);
     }

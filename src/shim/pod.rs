@@ -184,7 +184,7 @@ impl Shim {
                 log::warn!("shutdown sandbox {id:?}: {error}");
             }
         }
-        sandbox::remove_files(home(&self));
+        sandbox::files::remove(home(&self));
         self.end(&mut self.lock());
     }
 
@@ -192,7 +192,7 @@ impl Shim {
     pub(super) fn give_up_waiting(&self) {
         let state = self.lock();
         if state.is_waiting() {
-            sandbox::remove_files(home(self));
+            sandbox::files::remove(home(self));
         }
         if state.containers.is_empty() {
             bundle::forget_server(home(self));

@@ -1,0 +1,44 @@
+//! What the planner must know of the host, found out once.
+//!
+//! It must never take a version for a feature: what can be tried is tried.
+
+use std::path::Path;
+
+use crate::error::{Doing, Error, Kind, Result};
+use crate::{plan, sys};
+
+/// Facts of the host that do not change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Host {
+    pub last_cap: u8,
+    pub overlay_lowerdir_plus: bool,
+}
+
+impl Host {
+    /// `scratch`: a directory to try an overlay in.
+    pub fn probe(scratch: &Path) -> Result<Host> {
+        let path = "/proc/sys/kernel/cap_last_cap";
+        let text = std::fs::read_to_string(path).doing(|| format!("read {path}"))?;
+        let last_cap = text
+            .trim()
+            .parse()
+            .map_err(|_| Error::new(Kind::Unknown, format!("{path}: {text:?}")))?;
+        Ok(Host { last_cap, overlay_lowerdir_plus: probe_overlay(scratch) })
+    }
+}
+
+/// Whether overlay takes `lowerdir+`: an older one says no only when the mount is made.
+fn probe_overlay(scratch: &Path) -> bool {
+    let dirs = [scratch.join("overlay-probe-a"), scratch.join("overlay-probe-b")];
+    let made = dirs.iter().all(|dir| std::fs::create_dir_all(dir).is_ok());
+    let params = || -> Result<bool> {
+        let [a, b] = [plan::cpath("lowerdir+", &dirs[0])?, plan::cpath("lowerdir+", &dirs[1])?];
+        let params = [(c"lowerdir+", Some(a.as_c_str())), (c"lowerdir+", Some(b.as_c_str()))];
+        Ok(sys::mount::new_mount(c"overlay", &params, 0).is_ok())
+    };
+    let works = made && params().unwrap_or(false);
+    for dir in dirs {
+        let _ = std::fs::remove_dir(dir);
+    }
+    works
+}
