@@ -18,7 +18,8 @@ step "Tools, images and the shim (built if they are missing; the first time take
 "$hack/images.sh" >/dev/null
 shim=${SHIM_DIR:-$repo/target/release}
 if [[ -z ${SHIM_DIR:-} ]]; then
-	echo "  building the shim" && "$hack/build.sh" >/dev/null 2>"$repo/.tools/build.log" || { cat "$repo/.tools/build.log" >&2; exit 1; }
+	echo "  building the shim"
+	"$hack/build.sh" >/dev/null 2>"$repo/.tools/build.log" || { cat "$repo/.tools/build.log" >&2; exit 1; }
 fi
 
 # Everything on the machine that names the pod, its containers or the private containerd. Nothing may, at the end.
@@ -67,7 +68,10 @@ show ps -o pid,nlwp,rss,args --forest -g "$shim_pid" --ppid "$shim_pid"
 if pgrep -P "$shim_pid" -x pause >/dev/null; then echo "demo: a pause process" >&2 && exit 1; fi
 
 step "The client's log: the page of its neighbour, over localhost"
-for _ in $(seq 100); do cri logs "$client" 2>/dev/null | grep -q fetched && break || sleep 0.1; done
+for _ in $(seq 100); do
+	if cri logs "$client" 2>/dev/null | grep -q fetched; then break; fi
+	sleep 0.1
+done
 show cri logs "$client"
 cri logs "$client" | grep -q fetched || { echo "demo: the page was not fetched" >&2; exit 1; }
 
@@ -77,7 +81,10 @@ show cri exec -s "$web" sh -c 'echo "I am $(id -un) on $(hostname)"'
 step "And away with it"
 cri stopp "$pod" >/dev/null && cri rmp "$pod" >/dev/null && echo "  pod removed"
 end
-for _ in $(seq 50); do [[ -n $(left) ]] && sleep 0.1 || break; done
+for _ in $(seq 50); do
+	[[ -n $(left) ]] || break
+	sleep 0.1
+done
 if [[ -n $(left) ]]; then
 	left | sed 's/^/  left behind: /' >&2
 	exit 1

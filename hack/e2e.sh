@@ -27,6 +27,7 @@ run images 600 "$hack/images.sh"
 run shim 1500 "$hack/build.sh"
 run pod-check 300 "$hack/pod-check.sh" rs
 run ctr-check 300 "$hack/ctr-check.sh"
+run crash-check 120 "$hack/crash-check.sh"
 run leak-check 300 "$hack/leak-check.sh"
 run footprint 120 "$hack/footprint.sh"
 run demo 200 "$hack/demo.sh"

@@ -10,6 +10,9 @@ use crate::sys::exe;
 pub fn run() -> ! {
     // With SIGCHLD ignored the kernel buries: nothing to loop over, and no zombie ever.
     exe::ignore_sigchld();
+    // The program file is readable, so `execve` made this process open to its own user: 65534, which
+    // is somebody in many containers.
+    let _ = nix::sys::prctl::set_dumpable(false);
     exe::close_all();
     exe::sleep_for_ever()
 }
