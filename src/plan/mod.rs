@@ -368,7 +368,13 @@ impl fmt::Display for Plan {
         }
         if !self.args.is_empty() {
             writeln!(f, "args {:?}", self.args)?;
-            writeln!(f, "env {:?}", self.env)?;
+            // Names only: a value may be a secret, and this text goes to the log.
+            let name = |entry: &CString| {
+                let text = entry.to_string_lossy();
+                text.split_once('=').map_or(text.to_string(), |(name, _)| name.to_owned())
+            };
+            let names: Vec<String> = self.env.iter().map(name).collect();
+            writeln!(f, "env {}", names.join(" "))?;
         }
         Ok(())
     }
