@@ -15,7 +15,7 @@ tools: ## pinned containerd, crictl, critest, runc … and the test images, into
 demo: ## a pod of two containers lives and dies on a private containerd
 	@hack/demo.sh
 
-test: ## every test: unit, golden plans, root, and end to end
+test: ## unit, golden plans, root, and end to end
 	@hack/test.sh
 
 check: ## format and lint

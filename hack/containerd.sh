@@ -68,6 +68,7 @@ config() {
 		  sandbox = '$pause_image'
 		[plugins.'io.containerd.cri.v1.runtime']
 		  restrict_oom_score_adj = true
+		  disable_apparmor = true
 		  netns_mounts_under_state_dir = true
 		  drain_exec_sync_io_timeout = '10s'
 		  cdi_spec_dirs = []

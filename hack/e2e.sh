@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The end-to-end checks, on a private containerd with the released binary: a pod's life by crictl, ctr, what is left after a
-# hundred rounds, the footprint, and the demo. Ends with a count; its status is that of all.
+# hundred rounds, a killed shim, the footprint, and the demo. Ends with a count; its status is that of all.
 # It must never leave the private containerd running.
 set -uo pipefail
 

@@ -70,7 +70,6 @@ pod() {
 }
 echo '{"metadata": {"name": "c"}, "image": {"image": "'"$image"'"}, "command": ["sleep", "98765"], "linux": {}}' >"$work/c"
 one=$(pod warm) && cri rmp -f "$one" >/dev/null
-mkdir -p /sys/fs/cgroup/*/leak-check 2>/dev/null || true
 count >"$work/before"
 for n in $(seq $((rounds / 5))); do
 	id=$(pod "$n") && c=$(cri create "$id" "$work/c" "$work/pod$n") && cri start "$c" >/dev/null

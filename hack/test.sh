@@ -6,7 +6,9 @@ set -euo pipefail
 repo=$(dirname "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)")
 cd "$repo"
 [[ $(id -u) == 0 ]] || { echo "test: namespaces and mounts want root" >&2; exit 1; }
-if [[ ! -x /bin/busybox ]] && command -v apt-get >/dev/null; then
+hack/tools.sh
+# A dynamic busybox, as initramfs-tools wants it, would do nothing in a root file system of its own.
+if { [[ ! -x /bin/busybox ]] || ldd /bin/busybox >/dev/null 2>&1; } && command -v apt-get >/dev/null; then
 	echo "test: installing busybox-static"
 	apt-get install -y -qq busybox-static >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq busybox-static >/dev/null; }
 fi

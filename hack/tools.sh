@@ -32,13 +32,12 @@ list() {
 # One Debian package per thing that is looked for; only the missing ones are installed.
 packages() {
 	local missing=() pair
-	for pair in gcc:gcc iptables:iptables ip:iproute2 nsenter:util-linux script:bsdutils python3:python3 wget:wget; do
+	for pair in gcc:gcc iptables:iptables ip:iproute2 nsenter:util-linux script:bsdutils pgrep:procps python3:python3 wget:wget; do
 		command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 	done
 	[[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
 	[[ -e /usr/include/seccomp.h ]] || missing+=(libseccomp-dev)
 	[[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
-	# A distribution's Go of 1.21 or later fetches the toolchain that a module asks for.
 	command -v go >/dev/null || [[ -x /usr/local/go/bin/go ]] || missing+=(golang-go)
 	((${#missing[@]})) || return 0
 	echo "tools: installing Debian packages: ${missing[*]}"
@@ -46,12 +45,33 @@ packages() {
 	"${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}" >/dev/null; }
 }
 
+# A Go that can build every tool: from 1.21 on it fetches the toolchain that a module asks for; an older one (Debian 12 has 1.19)
+# fetches a newer Go as the module that it also is, whose files then only lack their mode.
+go_to_build_with() {
+	local have folder
+	command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
+	have=$(GOTOOLCHAIN=local go env GOVERSION)
+	export GOTOOLCHAIN=auto
+	[[ $(printf '%s\n' go1.21 "$have" | sort -V | head -n 1) != go1.21 ]] || return 0
+	if [[ ! -x $tools/go/bin/go ]]; then
+		echo "tools: $have is too old; fetching $GO_VERSION"
+		folder=$(cd "$tools" && module "golang.org/toolchain@v0.0.1-$GO_VERSION.linux-$(go env GOARCH)")
+		rm -rf "$tools/go" && cp -r "$folder" "$tools/go"
+		chmod -R u+w "$tools/go" && chmod +x "$tools"/go/bin/* "$tools"/go/pkg/tool/*/*
+	fi
+	PATH=$tools/go/bin:$PATH
+	unset GOROOT
+}
+
+# module MODULE@VERSION: the folder that it is in.
+module() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",\?$/\1/p'; }
+
 # build NAME VERSION MODULE PACKAGE HOW [TAGS]: in the module's own folder, so that its go.mod and go.sum decide every dependency.
-# `go install PACKAGE@VERSION` asks for the module's list of versions as well, which not every proxy gives.
+# `go install PACKAGE@VERSION` would ignore the module's own replace directives.
 build() {
 	local name=$1 version=$2 module=$3 package=$4 how=$5 tags=${6:-} folder verb=(build)
 	[[ $how != test ]] || verb=(test -c)
-	folder=$(cd "$tools" && go mod download -json "$module@$version" | sed -n 's/^\t"Dir": "\(.*\)",\?$/\1/p')
+	folder=$(cd "$tools" && module "$module@$version")
 	cd "${folder:?no such module}"
 	nice go "${verb[@]}" -mod=readonly -trimpath -ldflags "-s -w -X $cri_tools/pkg/version.Version=$CRI_TOOLS_VERSION" \
 		-tags "$tags" -o "$tools/bin/$name" "./$package"
@@ -66,7 +86,7 @@ main() {
 	((${#todo[@]})) || return 0
 
 	packages
-	command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
+	go_to_build_with
 	export CGO_ENABLED=1 GOWORK=off GOFLAGS=
 	: >"$log"
 	for line in "${todo[@]}"; do

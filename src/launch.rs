@@ -112,6 +112,15 @@ pub fn launch(
     })
 }
 
+/// The plan of a process, a line each: one message has a limit.
+pub fn log_plan(container: &str, plan: &Plan) {
+    if log::log_enabled!(log::Level::Debug) {
+        for line in plan.to_string().lines() {
+            log::debug!("plan of {container:?}: {line}");
+        }
+    }
+}
+
 /// setns(2) of a pidfd says ESRCH, and clone(2) in a PID namespace without an init ENOMEM.
 fn join_error(errno: Errno) -> Error {
     match errno {

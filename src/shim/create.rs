@@ -98,7 +98,7 @@ impl Shim {
         let cgroups = layout.cgroups(&cgroup_path);
         let facts = self.facts(&request, &joined, cgroups.clone(), &spec)?;
         let plan = plan::container(&spec, &facts)?;
-        log::debug!("plan of {:?}:\n{plan}", request.id);
+        launch::log_plan(&request.id, &plan);
         let resources =
             spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
         let limits = plan::cgroup::limits(&resources, facts.cgroups.unified, None)?;

@@ -39,7 +39,7 @@ impl Shim {
             base.namespaces,
             &Facts { terminal: paths.terminal, ..base.facts },
         )?;
-        log::debug!("plan of {target:?}:\n{plan}");
+        launch::log_plan(&target.container, &plan);
         let (mut stdio, fds) = Stdio::open(&paths, StdioKind::Relay, (0, 0))?;
         let mut inputs = stdio_inputs(fds);
         let into = cgroup_inputs(&cgroup, &mut inputs)?;
