@@ -81,7 +81,7 @@ pod() {
 	cri runp -r rs "$work/pod$1"
 }
 echo '{"metadata": {"name": "c"}, "image": {"image": "'"$image"'"}, "command": ["sleep", "98765"], "linux": {}}' >"$work/c"
-one=$(pod warm) && cri rmp -f "$one" >/dev/null
+one=$(pod warm) && c=$(cri create "$one" "$work/c" "$work/podwarm") && cri start "$c" >/dev/null && cri rmp -f "$one" >/dev/null
 baseline
 for n in $(seq $((rounds / 5))); do
 	id=$(pod "$n") && c=$(cri create "$id" "$work/c" "$work/pod$n") && cri start "$c" >/dev/null
