@@ -18,7 +18,7 @@ left() {
 	local end=$((SECONDS + $1)) found
 	while :; do
 		found=$(pgrep -fa "sleep 4567$$|$2" | grep -v crash-check || true)
-		found+=$(find /sys/fs/cgroup -type d -name "*$3*")
+		found+=$(find /sys/fs/cgroup -type d -name "*$3*" 2>/dev/null || true)
 		found+=$(grep -F -e "$2" -e "$3" /proc/self/mountinfo || true)
 		if [[ -z $found ]] || ((SECONDS >= end)); then break; fi
 		sleep 0.1

@@ -1,103 +1,108 @@
 #!/usr/bin/env bash
-# A hundred rounds of create and delete leave the machine as it was: leak-check.sh [ROUNDS]. Rounds of ctr (a shim for each
-# container), of containers in one pod, of whole pods, and of creates that fail. Compares what only the private containerd has.
-# It must never count what another program on the machine does at the same time.
+# A hundred rounds of each way to live and die must leave the machine as it was: leak-check.sh [ROUNDS]. `ctr run --rm`, pods of one
+# container, containers and execs in a pod that stays, and creates that fail. Fails if anything is new afterwards.
+# It must never count what it did not cause; see traces.sh.
 set -euo pipefail
 
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=check.sh
+source "$hack/check.sh"
+# shellcheck source=traces.sh
+source "$hack/traces.sh"
 rounds=${1:-100}
-dir=$(dirname "$hack")/.tools/run
+handler=rs
+runtime=io.containerd.rs.v2
 "$hack/containerd.sh" start
 eval "$("$hack/containerd.sh" env)"
-run=${CONTAINERD_ADDRESS%/*}
-containerd=$(cat "$dir/containerd.pid")
-image=docker.io/library/busybox:latest
+mark=leak-check-$$
+trace_mark=$mark
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cri() { timeout 60 crictl "$@" 2>/dev/null; }
+image=docker.io/library/busybox:latest
 
-count() {
-	echo "mounts $(grep -cF -e "$dir/" -e "$run/" /proc/self/mountinfo)"
-	echo "mounts-of-containerd $(wc -l <"/proc/$containerd/mountinfo")"
-	echo "cgroups $(find /sys/fs/cgroup -type d -path '/leak-check/*' | wc -l)"
-	echo "shims $(pgrep -fc "^containerd-shim-rs-v2 .*-address $run/" || true)"
-	echo "holders $(pgrep -fc '^containerd-shim-rs-v2 holder' || true)"
-	echo "processes-of-containers $(pgrep -fc '^sleep 98765' || true)"
-	echo "sockets $(find "$run/s" -type s | wc -l)"
-	echo "files-in-state $(find "$dir/state" | wc -l)"
-	echo "namespaces $(find "$dir/state" "$run" -name 'cni-*' | wc -l)"
-	echo "bundles $(find "$dir/root" -path '*io.containerd.*task*' -o -path '*sandbox.controller*' | wc -l)"
-	if [[ -n ${shim:-} ]]; then
-		echo "fds-of-the-shim $(find "/proc/$shim/fd" -type l | wc -l)"
-		echo "children-of-the-shim $(pgrep -cP "$shim" || true)"
-	fi
+cri() { timeout -k 1 60 nsenter --net="$CRI_NETNS" crictl "$@"; }
+limited() { timeout -k 1 30 "$@"; }
+end() {
+	limited crictl rmp -f "$(cat "$work/kept" 2>/dev/null)" >/dev/null 2>&1 || true
+	find /sys/fs/cgroup -depth -type d -name "$mark*" -exec rmdir {} + 2>/dev/null || true
+	rm -rf "$work"
+}
+trap end EXIT
+
+pod_config() {
+	echo "{\"metadata\": {\"name\": \"$1\", \"uid\": \"$1-$$\", \"namespace\": \"$mark\"}, \"hostname\": \"leak\", \"log_directory\": \"$work\",
+		\"linux\": {\"cgroup_parent\": \"/$mark\", \"sysctls\": {$2}, \"security_context\": {\"namespace_options\": {\"pid\": $3}}}}"
+}
+# container_config NAME PROGRAM PID-NAMESPACE
+container_config() {
+	echo "{\"metadata\": {\"name\": \"$1\"}, \"image\": {\"image\": \"$image\"}, \"command\": [\"$2\", \"1000\"], \"log_path\": \"$1.log\",
+		\"linux\": {\"security_context\": {\"namespace_options\": {\"pid\": $3}}}}"
 }
 
-# settled FILE: a moment for what ends after its answer.
-settled() {
+# One round each: they print nothing, and fail if anything goes another way than it should.
+task() { # through ctr, with a limit
+	[[ $(limited ctr run --rm --runtime $runtime --memory-limit 67108864 $image "$mark-$1" echo "$1" 2>&1) == "$1" ]]
+}
+pod() { # every other one shares a PID namespace, and has a holder; half are stopped before they are removed
+	local shared=$(($1 % 2)) pod container
+	pod_config "pod$1" '' $shared >"$work/pod$1.json"
+	container_config "c$1" sleep $shared >"$work/c$1.json"
+	pod=$(cri runp -r $handler "$work/pod$1.json") &&
+		container=$(cri create "$pod" "$work/c$1.json" "$work/pod$1.json") && cri start "$container" >/dev/null &&
+		{ (($1 % 4 < 2)) || cri stopp "$pod" >/dev/null; } && cri rmp -f "$pod" >/dev/null
+}
+inside() { # a container and an exec in the pod that stays
+	local container
+	container_config "in$1" sleep 1 >"$work/in$1.json"
+	container=$(cri create "$(cat "$work/kept")" "$work/in$1.json" "$work/kept.json") && cri start "$container" >/dev/null &&
+		[[ $(cri exec -s "$container" echo "$1" | sed '/^$/d') == "$1" ]] && cri rm -f "$container" >/dev/null
+}
+failing() { # what cannot be created or started; the error has to be the one that is meant
+	local wanted got
+	case $(($1 % 5)) in
+	0) wanted='*not-there*ENOENT*' got=$(bad_task "$1" -- not-there) ;;
+	1) wanted='*/not/there*ENOENT*' got=$(bad_task "$1" --mount type=bind,src=/not/there,dst=/mnt,options=rbind -- true) ;;
+	2) wanted='*/bin/sh*ENOTDIR*' got=$(bad_task "$1" --cwd /bin/sh -- true) ;;
+	3) wanted='*no-such-type*ENODEV*' got=$(bad_task "$1" --mount type=tmpfs,dst=/tmp/one --mount type=no-such-type,dst=/mnt -- true) ;;
+	4)
+		wanted='*net/ipv4/not_there*ENOENT*'
+		pod_config "bad$1" '"net.ipv4.not_there": "1"' 1 >"$work/bad$1.json"
+		got=$(! cri runp -r $handler "$work/bad$1.json" 2>&1)
+		;;
+	esac || return 1
+	# shellcheck disable=SC2053
+	[[ $got == $wanted ]] || { echo "wanted: $wanted, got: $got" && return 1; }
+}
+bad_task() { # ROUND [FLAG…] -- PROGRAM: succeeds if it fails
+	local flags=() id=$mark-bad$1
+	shift
+	while [[ $1 != -- ]]; do flags+=("$1") && shift; done
+	! limited ctr run --rm --runtime $runtime "${flags[@]}" $image "$id" "$2" 2>&1
+}
+
+# many KIND FIRST LAST
+many() {
 	local n
-	for n in $(seq 50); do
-		count >"$work/now"
-		cmp -s "$1" "$work/now" && return
-		sleep 0.1
-	done
+	for ((n = $2; n <= $3; n++)); do "$1" "$n" || { echo "round $n is not as it should be" && return 1; }; done
 }
+# The process that serves the pod that stays.
+server() { cri inspectp -o go-template --template '{{.info.pid}}' "$(cat "$work/kept")"; }
+# What may not grow with what has been: its descriptors, threads, children; and the kilobytes of its own.
+server_holds() { echo "$(find "/proc/$1/fd" -type l | wc -l) $(sed -n 's/^Threads:\t//p' "/proc/$1/status") $(pgrep -cP "$1")"; }
+anonymous() { sed -nE 's/^RssAnon:\s*([0-9]+) kB/\1/p' "/proc/$1/status"; }
 
-# The state to compare with: once it stays the same for a second, for a warm-up may still be on its way out.
-baseline() {
-	count >"$work/before"
-	local n
-	for n in $(seq 30); do
-		sleep 1
-		count >"$work/again"
-		if cmp -s "$work/before" "$work/again"; then return; fi
-		cp "$work/again" "$work/before"
-	done
-}
-
-failed=0
-verdict() {
-	settled "$work/before"
-	if cmp -s "$work/before" "$work/now"; then
-		echo "ok   $1"
-	else
-		echo "FAIL $1" && diff "$work/before" "$work/now" | sed 's/^/     /' && failed=1
-	fi
-}
-
-ctr_round() { timeout 60 ctr -n leak-check run --rm --runtime io.containerd.rs.v2 "$image" "$1" "${@:2}" >/dev/null 2>&1 || true; }
-
-timeout 60 ctr images tag "$image" "$image" >/dev/null 2>&1 || true
-timeout 60 ctr -n k8s.io images export "$work/image.tar" "$image" >/dev/null && timeout 60 ctr -n leak-check images import "$work/image.tar" >/dev/null
-ctr_round warm true
-baseline
-for n in $(seq "$rounds"); do ctr_round "c$n" true; done
-verdict "$rounds rounds of ctr run"
-for n in $(seq $((rounds / 5))); do ctr_round "f$n" /not/there; done
-verdict "$((rounds / 5)) creates that fail"
-
-pod() {
-	echo '{"metadata": {"name": "leak-'"$1"'", "namespace": "default", "uid": "leak-'"$1"'"}, "linux": {"cgroup_parent": "/leak-check"}}' >"$work/pod$1"
-	cri runp -r rs "$work/pod$1"
-}
-echo '{"metadata": {"name": "c"}, "image": {"image": "'"$image"'"}, "command": ["sleep", "98765"], "linux": {}}' >"$work/c"
-one=$(pod warm) && c=$(cri create "$one" "$work/c" "$work/podwarm") && cri start "$c" >/dev/null && cri rmp -f "$one" >/dev/null
-baseline
-for n in $(seq $((rounds / 5))); do
-	id=$(pod "$n") && c=$(cri create "$id" "$work/c" "$work/pod$n") && cri start "$c" >/dev/null
-	cri rmp -f "$id" >/dev/null
-done
-verdict "$((rounds / 5)) pods"
-
-id=$(pod one)
-shim=$(pgrep -f "^containerd-shim-rs-v2 .*-id $id ")
-for n in warm $(seq "$rounds"); do
-	c=$(cri create "$id" "$work/c" "$work/podone") && cri start "$c" >/dev/null && cri exec -s "$c" true >/dev/null
-	cri rm -f "$c" >/dev/null
-	[[ $n != warm ]] || baseline
-done
-verdict "$rounds containers with an exec each, in one pod"
-cri rmp -f "$id" >/dev/null
-find /sys/fs/cgroup -depth -type d -path '*/leak-check*' -exec rmdir {} + 2>/dev/null || true
-timeout 60 ctr -n leak-check images rm "$image" >/dev/null 2>&1 || true
-exit $failed
+# What is made once and stays (CNI's bridge, folders of a containerd namespace) is made before the first count.
+pod_config kept '' 1 >"$work/kept.json"
+cri runp -r $handler "$work/kept.json" >"$work/kept"
+for kind in task pod inside failing; do is "warm: $kind" '' many $kind 1 5; done
+sleep 1
+traces "$work/before"
+server=$(server)
+held=$(server_holds "$server")
+memory=$(anonymous "$server")
+for kind in task pod inside failing; do is "$rounds rounds: $kind" '' many $kind 6 $((rounds + 5)); done
+compare_traces "$work/before" "$work/after" 20 || true
+is 'nothing is new on the machine' '' new_traces "$work/before" "$work/after"
+is 'the pod that stayed: descriptors, threads, children of its server' "$held" server_holds "$server"
+echo "     anonymous memory of its server: $memory kB before, $(anonymous "$server") kB after"
+is 'the pod that stayed: no more than 64 kB more' yes eval "(($(anonymous "$server") - memory <= 64)) && echo yes"
+closing
