@@ -338,6 +338,11 @@ impl State {
         !lives && self.containers.is_empty() && self.creating.is_empty()
     }
 
+    /// Nothing was ever asked for here.
+    fn is_empty(&self) -> bool {
+        self.sandbox.is_none() && self.containers.is_empty() && self.creating.is_empty()
+    }
+
     /// Nothing was ever started here.
     fn is_waiting(&self) -> bool {
         let waits = self.sandbox.as_ref().is_none_or(Sandbox::is_waiting);

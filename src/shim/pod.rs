@@ -168,8 +168,16 @@ impl Shim {
 
     /// Ends the pod and everything in it, then the process. Works in any state, and never fails:
     /// containerd would leak the bundle. What could not be removed stays on record for `delete`.
+    /// An id that is not the sandbox's ends nothing, unless there is nothing here.
     pub async fn shutdown_sandbox(self: Arc<Self>, id: String) {
-        self.lock().ending = true;
+        {
+            let mut state = self.lock();
+            if state.sandbox(&id).is_err() && !state.is_empty() {
+                log::warn!("shutdown sandbox {id:?}: it is none of this shim's");
+                return;
+            }
+            state.ending = true;
+        }
         if let Err(error) = self.stop(&id, STOPPED).await
             && error.kind() != Kind::NotFound
         {

@@ -117,6 +117,9 @@ fn the_life_of_a_pod() {
         let two = "while [ ! -e /dev/shm/x ]; do sleep 0.01; done; cat /dev/shm/x; mount | grep -c /dev/shm";
         let (_, text) = pod.ran("two", &container(two, started.pid, false)).await;
         assert_eq!(text, "from one\n1\n");
+        shim.clone().shutdown_sandbox("another".into()).await;
+        assert_eq!(pod.state("one", "").unwrap(), State::Running);
+        assert!(shim.sandbox_status("sandbox", false).unwrap().ready);
         let waiter = tokio::spawn({
             let shim = shim.clone();
             async move { shim.wait_sandbox("sandbox").await.unwrap() }
