@@ -10,6 +10,7 @@ mod exit;
 mod host;
 mod live;
 mod pod;
+mod start;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

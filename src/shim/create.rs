@@ -1,11 +1,11 @@
-//! Create and Start: from a bundle to a process that runs.
+//! Create: from a bundle to a process that is parked before its program.
 //!
 //! What a failed step leaves is undone before its error is returned.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 
@@ -16,18 +16,15 @@ use crate::bundle::{self, ContainerRecord, RECORD_VERSION};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, ExecBase, Freezer};
 use crate::error::{Doing, Error, Kind, Result};
-use crate::events::{Event, Exit};
+use crate::events::Event;
 use crate::launch::{self, Child};
 use crate::namespaces;
 use crate::plan::{self, Facts, Input, SandboxFiles};
-use crate::process::{Begin, Process};
+use crate::process::Process;
 use crate::stdio::{Kind as StdioKind, Stdio};
 
 /// How long the cgroup of a failed Create may take to go.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
-/// What a shell says of a program that it cannot find, or not run.
-const NOT_FOUND: u32 = 127;
-const NOT_RUN: u32 = 126;
 
 /// An id that Create is at work on; it is free again however the work ends.
 struct Creating<'a> {
@@ -272,69 +269,6 @@ impl Shim {
         });
         exit::watch(self, Target { container: request.id.clone(), exec: None }, exit);
         Ok(pid)
-    }
-
-    /// Runs a created process.
-    pub async fn start(self: Arc<Self>, target: Target) -> Result<u32> {
-        let begun = {
-            let mut state = self.lock();
-            state.check_namespaces()?;
-            let container = state.container_mut(&target.container)?;
-            if target.exec.is_some() {
-                container.process(target.exec.as_deref())?;
-                container.check_exec()?;
-            }
-            container.process_mut(target.exec.as_deref())?.begin()
-        };
-        let name = || match &target.exec {
-            Some(exec) => format!("start exec {exec:?} of container {:?}", target.container),
-            None => format!("start container {:?}", target.container),
-        };
-        let result = match begun.doing(name)? {
-            Begin::Init(mut child) => {
-                let result = child.go().await.map(|()| child.pid);
-                self.settle(&target, &result, None);
-                result
-            }
-            Begin::Exec(process) => {
-                let result = self.run_exec(&target, &process).await;
-                let status = |e: &Error| {
-                    if e.errno() == Some(nix::errno::Errno::ENOENT) { NOT_FOUND } else { NOT_RUN }
-                };
-                let exit = result
-                    .as_ref()
-                    .err()
-                    .map(|e| Exit { status: status(e), at: SystemTime::now() });
-                self.settle(&target, &result, exit);
-                result
-            }
-        };
-        self.changed.notify_waiters();
-        self.rest();
-        result.doing(name)
-    }
-
-    /// Start is done: the state, and the event before any exit of the process is published.
-    fn settle(&self, target: &Target, result: &Result<u32>, exit: Option<Exit>) {
-        let mut state = self.lock();
-        let Ok(container) = state.container_mut(&target.container) else { return };
-        let Ok(process) = container.process_mut(target.exec.as_deref()) else { return };
-        let container_id = target.container.clone();
-        match (result, &target.exec) {
-            (Err(_), _) => process.failed(exit),
-            // Ended meanwhile: its exit is out, and no start may follow it.
-            (Ok(_), _) if !process.started() => {}
-            (Ok(pid), None) => {
-                self.queue.push(Event::Start { container_id, pid: *pid });
-            }
-            (Ok(pid), Some(exec)) => {
-                self.queue.push(Event::ExecStarted {
-                    container_id,
-                    exec_id: exec.clone(),
-                    pid: *pid,
-                });
-            }
-        }
     }
 
     /// Removes a cgroup off the loop.
