@@ -4,6 +4,8 @@
 //! A record must be safe on disk before what it describes may run. Its format has a version: a
 //! newer binary reads the record of an older one.
 
+mod annotations;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -15,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Exit;
 use crate::plan::Cgroups;
+
+pub use annotations::{group, stands_for_all};
 
 /// The format of records that this binary writes.
 pub const RECORD_VERSION: u32 = 1;
@@ -137,6 +141,11 @@ impl ContainerRecord {
     pub fn write(&self, home: &Path, bundle: &Path) -> Result<()> {
         let dir = home.join(CONTAINERS);
         match DirBuilder::new().mode(0o700).create(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                // The first member of a group without a pod is gone, and the server's bundle was
+                // its own. Each member has a `delete` of its own then.
+                return write_record(&bundle.join(CONTAINER_RECORD), self);
+            }
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(Error::io(format!("mkdir {dir:?}"), &e));
             }

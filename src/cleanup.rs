@@ -62,10 +62,14 @@ pub fn delete(request: &Request) -> Outcome {
         log(Err(error));
         None
     });
+    let all = bundle::stands_for_all(bundle, &request.id);
+    // A group without a pod: the server was started for this container, and lives on for others.
+    let others = || bundle::containers(bundle).into_iter().flatten().any(|r| r.id != request.id);
+    let server = server.filter(|_| all || !others());
     if let Some(server) = &server {
         log(end_process(server.shim_pid, server.shim_start_time, SERVER_LIMIT, end));
     }
-    for record in bundle::containers(bundle) {
+    for record in bundle::containers(bundle).into_iter().filter(|_| all) {
         log(record.and_then(|record| remove_container(bundle, &record, end)));
     }
     log(own.as_ref().map_or(Ok(()), |record| remove_container(bundle, record, end)));

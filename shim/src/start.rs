@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use containerd_shim::StartOpts;
+use containerd_shim_rs::bundle;
 use containerd_shim_rs::error::{Doing, Error, Result};
 use containerd_shim_rs::socket::{self, Listening};
 
@@ -28,7 +29,9 @@ pub fn run(flags: &Flags) -> Result<()> {
     confine::oom_score()?;
     confine::join_cgroup(&bootstrap::shim_cgroup(&options)?)?;
 
-    let address = socket_address(options.socket_dir.as_deref(), &options.address, namespace, id);
+    let group = bundle::group(&bundle, id)?;
+    let address =
+        socket_address(options.socket_dir.as_deref(), &options.address, namespace, &group);
     let path = socket_path(&address)?;
     let file = bundle.join(ADDRESS_FILE);
     let mut undo = Undo::default();

@@ -248,6 +248,10 @@ impl Shim {
             shim_start_time: bundle::start_time(pid)?,
             ..ServerRecord::default()
         };
-        record.write(home(self))
+        match record.write(home(self)) {
+            // As for a container's record.
+            Err(e) if e.errno() == Some(nix::errno::Errno::ENOENT) => Ok(()),
+            result => result,
+        }
     }
 }
