@@ -1,9 +1,9 @@
 # `make help` lists the targets. The scripts in hack/ do the work and can be called on their own.
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test check e2e critest clean
+.PHONY: help build tools demo test check e2e critest critest-podsandbox clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## the release binary, static: target/release/containerd-shim-rs-v2
 	@hack/build.sh
@@ -25,8 +25,11 @@ check: ## format and lint
 e2e: ## the end-to-end checks alone
 	@hack/e2e.sh
 
-critest: ## the specs of critest that this version must pass
-	@hack/critest.sh rs 'PodSandbox|basic operations on container|Streaming|log'
+critest: build ## the whole of critest, beside runc: what runc passes has to pass
+	@hack/critest.sh rs runc
+
+critest-podsandbox: build ## the same for the shim in pause mode (sandboxer = 'podsandbox')
+	@hack/critest.sh rs-podsandbox runc
 
 clean: ## what was built here; the private containerd is stopped first
 	hack/containerd.sh stop

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A private containerd for tests and demos: its own network namespace, root, state, sockets, CNI and log, beside any that the
-# machine runs. CRI handlers: rs (the shim is the sandbox), rs-podsandbox (the shim, pause mode), runc (the peer).
+# A private containerd for tests and demos: its own network and IPC namespaces, root, state, sockets, CNI and log, beside any that
+# the machine runs. CRI handlers: rs (the shim is the sandbox), rs-podsandbox (the shim, pause mode), runc (the peer).
 #
 #   containerd.sh start [DIR]      start, wait until it answers, import the test images (IMAGES=no: do not)
 #   containerd.sh restart [DIR]    kill -9 containerd alone, start it again on the same state; pods go on
 #   containerd.sh stop [DIR]       end all pods and containerd, remove everything that was made (the log stays)
 #   containerd.sh env [DIR]        lines to eval: CONTAINERD_ADDRESS, CONTAINER_RUNTIME_ENDPOINT, CRI_CONFIG_FILE, CRI_NETNS, PATH …
-#   containerd.sh run [DIR] -- COMMAND…   run a command with that environment, in that network namespace
+#   containerd.sh run [DIR] -- COMMAND…   run a command with that environment, in those namespaces
 #
 # DIR is .tools/run. SHIM_DIR (target/release) holds containerd-shim-rs-v2; LOG_LEVEL (info) is containerd's.
 # It must never touch the machine's own containerd, network, cgroup mounts or CNI files, nor end a process that is not its own.
@@ -27,6 +27,7 @@ names() {
 	run=/run/$id
 	socket=$run/c.sock
 	netns=$run/net
+	ipcns=$run/ipc # critest leaves shared memory behind
 	pidfile=$dir/containerd.pid
 	[[ $dir != *[[:space:]\'\"\\]* ]] || { echo "containerd.sh: $dir: no blanks or quotes, please" >&2; exit 2; }
 }
@@ -66,6 +67,8 @@ config() {
 		  snapshotter = '$(snapshotter)'
 		[plugins.'io.containerd.cri.v1.images'.pinned_images]
 		  sandbox = '$pause_image'
+		[plugins.'io.containerd.cri.v1.images'.registry]
+		  config_path = '$dir/registries'
 		[plugins.'io.containerd.cri.v1.runtime']
 		  restrict_oom_score_adj = true
 		  disable_apparmor = true
@@ -90,6 +93,9 @@ config() {
 		  BinaryName = '$tools/bin/runc'
 		  Root = '$dir/state/runc'
 	EOF
+	# Whatever registry an image's name has, registry.sh's is asked; there is no way out of our network namespace.
+	mkdir -p "$dir/registries/_default"
+	echo "server = 'http://127.0.0.1:5000'" >"$dir/registries/_default/hosts.toml"
 	# crictl gives every call 2 s unless told otherwise, and would read the machine's /etc/crictl.yaml.
 	printf '%s: unix://%s\n' runtime-endpoint "$socket" image-endpoint "$socket" >"$dir/crictl.yaml"
 	echo 'timeout: 60' >>"$dir/crictl.yaml"
@@ -135,7 +141,7 @@ done
 launch() {
 	local shims=${SHIM_DIR:-$repo/target/release}
 	# A new session: Ctrl-C in the caller's terminal does not reach it. containerd looks up a shim in its PATH.
-	(cd "$dir" && PATH=$(realpath -m "$shims"):$tools/bin:$PATH exec setsid nsenter --net="$netns" \
+	(cd "$dir" && PATH=$(realpath -m "$shims"):$tools/bin:$PATH exec setsid nsenter --net="$netns" --ipc="$ipcns" \
 		"$tools/bin/containerd" --config "$dir/config.toml" >>"$dir/containerd.log" 2>&1 </dev/null) &
 	echo $! >"$pidfile"
 	if ! { within 30 answers_or_ended && ctr version >/dev/null 2>&1; }; then
@@ -161,8 +167,8 @@ start() {
 	fi
 	config
 	if [[ ! -e $netns ]]; then
-		touch "$netns"
-		unshare --net="$netns" ip link set lo up
+		touch "$netns" "$ipcns"
+		unshare --net="$netns" --ipc="$ipcns" ip link set lo up
 	fi
 	launch
 	[[ ${IMAGES:-yes} == no ]] || import
@@ -242,7 +248,7 @@ stop() {
 	for one in "${outside[@]}"; do
 		grep -qxF "$one" "$dir/before" || remove_empty "$one"
 	done
-	rm -rf "$run" "$dir"/{root,state,opt,cni,config.toml,crictl.yaml,imported,containerd.pid,before}
+	rm -rf "$run" "$dir"/{root,state,opt,cni,registries,registry,config.toml,crictl.yaml,imported,containerd.pid,before}
 }
 
 environment() {
@@ -276,7 +282,7 @@ run)
 	shift
 	eval "$(environment)"
 	unset CRI_NETNS
-	exec nsenter --net="$netns" "$@"
+	exec nsenter --net="$netns" --ipc="$ipcns" "$@"
 	;;
 *) usage ;;
 esac

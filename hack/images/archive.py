@@ -171,7 +171,13 @@ def main(programs, path):
         l.file("etc/group", GROUP + "default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n")
 
     shell, serve = ["sh"], ["nginx"]
-    archive.image(["registry.k8s.io/pause:3.10.2", "localhost/pause:local"], [program("pause")], Entrypoint=["/pause"])
+    pause = program("pause")
+    archive.image(["registry.k8s.io/pause:3.10.2", "localhost/pause:local"], [pause], Entrypoint=["/pause"])
+    # What the specs about images pull and remove. An image's id is that of its configuration, and removing one name removes the
+    # id with all its names: so each of these has an id of its own, and none is that of an image which others use.
+    for names in (["registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9"], [CRITEST + "test-image-tags:" + tag for tag in "123"],
+                  *([CRITEST + "test-image-" + one] for one in ("latest:latest", "tag:test", "tag:all", "1:latest", "2:latest", "3:latest"))):
+        archive.image(names, [pause], Entrypoint=["/pause"], Labels={"name": names[0]})
     # The utilities are what Debian's static busybox lacks (ipcs, pgrep) and what a test of namespaces wants.
     archive.image(
         ["docker.io/library/busybox:latest", "localhost/busybox:latest", E2E + "busybox:1.29-2", CONTAINERD + "busybox:1.36",
