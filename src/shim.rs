@@ -9,6 +9,7 @@ mod exec;
 mod exit;
 mod host;
 mod live;
+mod oom;
 mod pod;
 mod start;
 
@@ -221,7 +222,9 @@ impl Shim {
             .collect())
     }
 
-    /// A container's numbers, until it is deleted.
+    /// A container's numbers, until it is deleted. Read anew at each call, and at once: the files are
+    /// the kernel's memory, so no call hangs, none waits behind another, and there is nothing that
+    /// equal calls could share.
     pub fn stats(&self, id: &str) -> Result<Stats> {
         self.lock().container(id)?.cgroup.stats()
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,22 @@ pub(super) struct Dir {
 pub(super) fn below(at: &CgroupDir) -> Result<&Path> {
     let below = at.path.strip_prefix(&at.mountpoint);
     below.map_err(|_| Error::invalid(format!("cgroup {:?} is not in {:?}", at.path, at.mountpoint)))
+}
+
+/// Without the calls by which `read_to_string` first asks for a size: a reading of a container is
+/// some forty files, every second.
+fn read_all(mut file: File) -> io::Result<String> {
+    let mut text = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(n) => text.extend_from_slice(&chunk[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    String::from_utf8(text).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 impl Dir {
@@ -118,9 +134,8 @@ impl Dir {
             Err(errno) if missing(errno) => return Ok(None),
             Err(errno) => return Err(doing(errno.into())),
         };
-        let mut text = String::new();
-        match File::from(file).read_to_string(&mut text) {
-            Ok(_) => Ok(Some(text)),
+        match read_all(file.into()) {
+            Ok(text) => Ok(Some(text)),
             Err(error) => match error.raw_os_error() {
                 Some(ENOTSUPP) => Ok(None),
                 Some(raw) if missing(Errno::from_raw(raw)) => Ok(None),

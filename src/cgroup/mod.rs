@@ -9,21 +9,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
 use crate::error::{Doing, Error, Kind, Result};
-use crate::plan::cgroup::{Limits, Live, Write, limits};
+use crate::plan::cgroup::{Limits, Write};
 use crate::plan::{CgroupDir, Cgroups, Op};
 use crate::sys::fd::{pidfd_open, pidfd_signal};
 
 mod create;
 mod dir;
 pub mod layout;
+mod oom;
 pub mod stats;
+mod update;
 mod v1;
 mod v2;
 
@@ -32,21 +33,15 @@ mod tests;
 
 use dir::Dir;
 pub use layout::Layout;
+pub use oom::Notices;
 pub use stats::Stats;
+pub use update::Update;
+pub(crate) use update::coded;
 
 /// A container's cgroup. Dropping it leaves the cgroup as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
     cgroups: Cgroups,
-}
-
-/// A change to a live cgroup.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Update {
-    /// For [`Cgroup::apply`]: these never block.
-    pub direct: Vec<Write>,
-    /// For a child; empty: no child is needed.
-    pub ops: Vec<Op>,
 }
 
 /// The numbers of a cgroup that may not be a container's: a pod's.
@@ -177,32 +172,6 @@ impl Cgroup {
         Error::join(errors.filter(|error| !gone(error)).collect())
     }
 
-    /// What an update takes. The devices stay as they are.
-    pub fn update(&self, resources: &LinuxResources) -> Result<Update> {
-        let memory = self.dir_of("memory").map(Dir::open).transpose()?.flatten();
-        if let (Some(dir), Some(wanted)) = (&memory, resources.memory()) {
-            check_usage(dir, wanted)?;
-        }
-        let limit = memory.as_ref().map(|dir| dir.number("memory.limit_in_bytes"));
-        let live = Live { memory_limit: limit.transpose()?.flatten().unwrap_or(u64::MAX) };
-        let limits = limits(resources, self.cgroups.unified, Some(live))?;
-        let mut update = Update::default();
-        for write in limits.writes {
-            if write.file == "pids.max" || write.controller() == "cpu" {
-                update.direct.push(write);
-            } else if let Some(file) = self.target(&write)? {
-                update.ops.push(Op::WriteFile {
-                    path: c_string(file.as_os_str().as_bytes())?,
-                    data: c_string(write.value.as_bytes())?,
-                });
-            }
-        }
-        if !update.ops.is_empty() {
-            update.ops.push(Op::Exit);
-        }
-        Ok(update)
-    }
-
     /// Does the writes that need no child.
     pub fn apply(&self, writes: &[Write]) -> Result<()> {
         let mut open: BTreeMap<&Path, Dir> = BTreeMap::new();
@@ -224,25 +193,12 @@ impl Cgroup {
                 Err(errno) if write.tolerate.contains(&errno) => {}
                 Err(errno) => {
                     let (value, file) = (&write.value, at.path.join(&write.file));
-                    return Err(Error::sys(format_args!("write {value:?} to {file:?}"), errno));
+                    let error = Error::sys(format_args!("write {value:?} to {file:?}"), errno);
+                    return Err(coded(error));
                 }
             }
         }
         Ok(())
-    }
-
-    /// The file that a write goes to. None: it is not needed here.
-    fn target(&self, write: &Write) -> Result<Option<PathBuf>> {
-        if let Some(at) = self.dir_of(write.controller()) {
-            let dir = opened(at)?;
-            if write.unless.is_some_and(|other| dir.has(other)) {
-                return Ok(None);
-            }
-            if dir.has(&write.file) {
-                return Ok(Some(at.path.join(&write.file)));
-            }
-        }
-        absent(write).map(|()| None)
     }
 
     /// Removes it in every hierarchy, with what is below it. Parents stay, whoever made them.
@@ -273,6 +229,12 @@ impl Cgroup {
         dir.table(file).ok()?.get("oom_kill").copied()
     }
 
+    /// Tells when to look at [`Cgroup::oom_kills`]; within a runtime only. None: the host does not
+    /// limit memory by cgroups.
+    pub fn oom_notices(&self) -> Result<Option<Notices>> {
+        Notices::of(self)
+    }
+
     /// Its numbers.
     pub fn stats(&self) -> Result<Stats> {
         stats_of(&self.cgroups)
@@ -293,8 +255,8 @@ fn absent(write: &Write) -> Result<()> {
         return Ok(());
     }
     let controller = write.controller();
-    Err(Error::sys(&write.file, Errno::ENOENT)
-        .doing(format_args!("the host has no {controller:?} cgroup controller, or an older one")))
+    let what = format!("the host has no {controller:?} cgroup controller, or an older one");
+    Err(coded(Error::sys(&write.file, Errno::ENOENT).doing(what)))
 }
 
 fn c_string(bytes: &[u8]) -> Result<CString> {
@@ -352,21 +314,4 @@ fn kill_each(at: &CgroupDir, signal: i32) -> Result<()> {
         }
     }
     Error::join(errors)
-}
-
-/// `checkBeforeUpdate`: rather refuse a limit than let the kernel kill for it.
-fn check_usage(dir: &Dir, wanted: &LinuxMemory) -> Result<()> {
-    if wanted.check_before_update() != Some(true) {
-        return Ok(());
-    }
-    let Some(usage) = dir.number("memory.current")? else { return Ok(()) };
-    for (name, limit) in [("limit", wanted.limit()), ("swap", wanted.swap())] {
-        if let Some(limit) = limit.filter(|limit| *limit > 0 && *limit as u64 <= usage) {
-            return Err(Error::new(
-                Kind::FailedPrecondition,
-                format!("memory {name} {limit} is not above the usage {usage}"),
-            ));
-        }
-    }
-    Ok(())
 }

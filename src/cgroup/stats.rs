@@ -14,6 +14,7 @@ pub struct Stats {
     pub rdma: Vec<Rdma>,
     /// v2: `io.stat`.
     pub io: Vec<Io>,
+    pub io_pressure: Option<Pressure>,
     /// v1: one list for each `blkio.*_recursive` file.
     pub blkio: BTreeMap<&'static str, Vec<BlkioEntry>>,
 }
@@ -35,6 +36,9 @@ pub struct Cpu {
     pub periods: u64,
     pub throttled_periods: u64,
     pub throttled_time: u64,
+    /// v2: how often, and for how long, it has run on saved quota.
+    pub bursts: u64,
+    pub burst_time: u64,
     pub pressure: Option<Pressure>,
 }
 
@@ -55,6 +59,8 @@ pub struct Memory {
     pub kernel_fail_count: u64,
     pub tcp_usage: u64,
     pub tcp_limit: u64,
+    pub tcp_max_usage: u64,
+    pub tcp_fail_count: u64,
     /// `memory.stat`, by its own names.
     pub stat: BTreeMap<String, u64>,
     /// v2 `memory.events`; v1 `memory.oom_control`: `oom_kill_disable`, `under_oom`, `oom_kill`.
@@ -92,6 +98,8 @@ pub struct Io {
 pub struct BlkioEntry {
     pub major: u64,
     pub minor: u64,
+    /// `/dev/sda`; empty where the host does not say.
+    pub device: String,
     pub op: String,
     pub value: u64,
 }

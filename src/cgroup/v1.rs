@@ -1,6 +1,7 @@
 //! The numbers of a cgroup v1. It must never write.
 
 use std::collections::BTreeMap;
+use std::fs;
 
 use super::dir::Dir;
 use super::stats::{BlkioEntry, Cpu, Hugetlb, Memory, Pids, Stats};
@@ -24,10 +25,16 @@ pub(super) fn page_sizes(dir: &Dir, suffix: &str) -> Result<Vec<String>> {
     Ok(dir.files()?.iter().filter_map(size).collect())
 }
 
+/// The controllers with numbers.
+const COUNTING: [&str; 7] = ["pids", "cpu", "cpuacct", "memory", "hugetlb", "rdma", "blkio"];
+
 pub(super) fn stats(cgroups: &Cgroups) -> Result<Stats> {
     let mut stats = Stats::default();
     let mut any = false;
     for at in &cgroups.dirs {
+        if !at.controllers.iter().any(|name| COUNTING.contains(&name.as_str())) {
+            continue;
+        }
         let Some(dir) = Dir::open(at)? else { continue };
         // The root has no limits and few numbers, but it is there.
         any = true;
@@ -85,6 +92,8 @@ fn memory(dir: &Dir) -> Result<Memory> {
         kernel_fail_count: dir.count("memory.kmem.failcnt")?,
         tcp_usage: dir.count("memory.kmem.tcp.usage_in_bytes")?,
         tcp_limit: dir.count("memory.kmem.tcp.limit_in_bytes")?,
+        tcp_max_usage: dir.count("memory.kmem.tcp.max_usage_in_bytes")?,
+        tcp_fail_count: dir.count("memory.kmem.tcp.failcnt")?,
         stat: dir.table("memory.stat")?,
         events: dir.table("memory.oom_control")?,
         pressure: None,
@@ -119,6 +128,7 @@ const BLKIO: [&str; 8] = [
 /// CFQ's files, else BFQ's, else those of the throttling layer, which every device passes.
 fn blkio(dir: &Dir) -> Result<BTreeMap<&'static str, Vec<BlkioEntry>>> {
     let mut lists = BTreeMap::new();
+    let mut names = BTreeMap::new();
     for name in BLKIO {
         // Two names differ from their field's.
         let file = match name {
@@ -127,7 +137,12 @@ fn blkio(dir: &Dir) -> Result<BTreeMap<&'static str, Vec<BlkioEntry>>> {
         };
         for scheduler in ["", "bfq.", "throttle."] {
             let text = dir.read(&format!("blkio.{scheduler}{file}"))?.unwrap_or_default();
-            let entries: Vec<BlkioEntry> = text.lines().filter_map(blkio_entry).collect();
+            let mut entries: Vec<BlkioEntry> = text.lines().filter_map(blkio_entry).collect();
+            for entry in &mut entries {
+                let number = (entry.major, entry.minor);
+                let name = names.entry(number).or_insert_with(|| device_name(number));
+                entry.device.clone_from(name);
+            }
             if !entries.is_empty() {
                 lists.insert(name, entries);
                 break;
@@ -135,6 +150,13 @@ fn blkio(dir: &Dir) -> Result<BTreeMap<&'static str, Vec<BlkioEntry>>> {
         }
     }
     Ok(lists)
+}
+
+/// A block device by its number. The link is the kernel's own: nothing is asked of the device.
+fn device_name((major, minor): (u64, u64)) -> String {
+    let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default();
+    let name = link.file_name().map(|name| format!("/dev/{}", name.to_string_lossy()));
+    name.unwrap_or_default()
 }
 
 /// `8:0 Read 4096`, or `8:0 12` where there is no operation. The last line, `Total 4096`, is none.
@@ -146,6 +168,7 @@ fn blkio_entry(line: &str) -> Option<BlkioEntry> {
     Some(BlkioEntry {
         major: major.parse().ok()?,
         minor: minor.parse().ok()?,
+        device: String::new(),
         op: op.into(),
         value: value.parse().ok()?,
     })

@@ -22,6 +22,7 @@ pub(super) fn stats(cgroups: &Cgroups) -> Result<Stats> {
         hugetlb: hugetlb(&dir)?,
         rdma: rdma(&dir)?,
         io: io(&dir)?,
+        io_pressure: pressure(&dir, "io.pressure")?,
         blkio: BTreeMap::new(),
     })
 }
@@ -40,6 +41,8 @@ fn cpu(dir: &Dir) -> Result<Option<Cpu>> {
         periods: get("nr_periods"),
         throttled_periods: get("nr_throttled"),
         throttled_time: get("throttled_usec"),
+        bursts: get("nr_bursts"),
+        burst_time: get("burst_usec"),
         pressure: pressure(dir, "cpu.pressure")?,
     }))
 }

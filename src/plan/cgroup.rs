@@ -14,11 +14,14 @@ use super::device_filter::{self, Insn};
 use crate::error::{Error, Result};
 
 mod device_list;
+mod ignored;
 mod v1;
 mod v2;
 
 #[cfg(test)]
 mod tests;
+
+pub use ignored::ignored;
 
 /// One `write(2)` to a file of the cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +38,7 @@ pub struct Write {
 }
 
 impl Write {
-    fn new(file: impl Into<String>, value: impl ToString) -> Write {
+    pub(crate) fn new(file: impl Into<String>, value: impl ToString) -> Write {
         Write { file: file.into(), value: value.to_string(), tolerate: &[], unless: None }
     }
 
@@ -45,6 +48,12 @@ impl Write {
 
     fn unless(self, file: &'static str) -> Write {
         Write { unless: Some(file), ..self }
+    }
+
+    /// Whether the value's first word names a device or an interface: the file has a line for each.
+    pub(crate) fn is_keyed(&self, first: &str) -> bool {
+        let named = ["rdma.max", "net_prio.ifpriomap"].contains(&self.file.as_str());
+        named || first.contains(':')
     }
 
     /// The controller that the file belongs to.
@@ -80,6 +89,8 @@ pub struct Limits {
 pub struct Live {
     /// v1: `memory.limit_in_bytes`.
     pub memory_limit: u64,
+    /// v2: that of `cpu.max`. None: no limit.
+    pub quota: Option<i64>,
 }
 
 /// Where a container's cgroup is. An absolute path is below the hierarchies' mounts; a relative one
@@ -129,7 +140,7 @@ pub fn limits(resources: &LinuxResources, unified: bool, live: Option<Live>) -> 
         }
     }
     if unified {
-        v2::limits(resources, &mut limits.writes)?;
+        v2::limits(resources, live, &mut limits.writes)?;
     } else {
         v1::limits(resources, live, &mut limits.writes)?;
     }

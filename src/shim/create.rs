@@ -10,7 +10,7 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 
 use super::host::Host;
-use super::{Shim, exit, home};
+use super::{Shim, exit, home, oom};
 use crate::api::{CreateContainer, Target};
 use crate::bundle::{self, ContainerRecord, RECORD_VERSION};
 use crate::cgroup::Cgroup;
@@ -98,6 +98,9 @@ impl Shim {
         launch::log_plan(&request.id, &plan);
         let resources =
             spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+        for field in plan::cgroup::ignored(&resources, facts.cgroups.unified) {
+            log::warn!("container {:?}: linux.resources.{field} has no effect here", request.id);
+        }
         let limits = plan::cgroup::limits(&resources, facts.cgroups.unified, None)?;
         let owner = (request.options.io_uid, request.options.io_gid);
         let kind = stdio_kind(&spec, request.stdio.terminal);
@@ -250,7 +253,7 @@ impl Shim {
             init: Process::parked(child, stdio, request.stdio.clone()),
             execs: Default::default(),
             oom_kills: cgroup.oom_kills().unwrap_or(0),
-            cgroup,
+            cgroup: cgroup.clone(),
             record,
             base,
             freezer: Freezer::Thawed,
@@ -267,6 +270,7 @@ impl Shim {
             terminal: request.stdio.terminal,
             pid,
         });
+        oom::watch(self, &request.id, &cgroup, exit.clone());
         exit::watch(self, Target { container: request.id.clone(), exec: None }, exit);
         Ok(pid)
     }

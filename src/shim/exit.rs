@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Shim, home};
+use super::{Shim, home, oom};
 use crate::api::{Deleted, State, Target};
 use crate::bundle;
 use crate::cgroup::Cgroup;
@@ -101,11 +101,7 @@ impl Shim {
         if let Err(error) = container.record.write(home(self), &container.bundle) {
             log::warn!("container {id:?}: {error}");
         }
-        let kills = container.cgroup.oom_kills().unwrap_or(0);
-        if kills > container.oom_kills {
-            container.oom_kills = kills;
-            self.queue.push(Event::Oom { container_id: id.into() });
-        }
+        oom::look(self, container);
         container.init.stopped(exit);
         let pid = container.init.pid;
         self.queue.push(Event::Exit { container_id: id.into(), id: id.into(), pid, exit });

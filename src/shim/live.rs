@@ -8,11 +8,13 @@ use tokio::time::{Instant, sleep};
 
 use super::Shim;
 use crate::api::State;
+use crate::cgroup::{self, Cgroup, Update};
 use crate::container::{Container, Freezer, name, precondition};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Event;
 use crate::launch;
-use crate::plan::Plan;
+use crate::plan::cgroup::ignored;
+use crate::plan::{Op, Plan};
 
 /// A process in the kernel's hands (D state) may not freeze for long.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
@@ -116,12 +118,40 @@ impl Shim {
             }
             container.cgroup.clone()
         };
+        for field in ignored(&resources, cgroup.cgroups().unified) {
+            log::warn!("update container {id:?}: {field} has no effect here");
+        }
         let update = cgroup.update(&resources).doing(doing)?;
-        cgroup.apply(&update.direct).doing(doing)?;
-        if update.ops.is_empty() {
+        self.carry_out(&cgroup, &update).await.doing(doing)
+    }
+
+    /// All of an update, or nothing of it.
+    async fn carry_out(&self, cgroup: &Cgroup, update: &Update) -> Result<()> {
+        let mut left = Vec::new();
+        let error = match cgroup.apply(&update.direct) {
+            Err(error) => error,
+            Ok(()) => {
+                let Err(error) = self.write(&update.ops).await else { return Ok(()) };
+                // A child that did not come to its end may yet write; another would hang as well.
+                if error.kind() != Kind::DeadlineExceeded {
+                    for op in &update.undo {
+                        left.extend(self.write(std::slice::from_ref(op)).await.err());
+                    }
+                }
+                error
+            }
+        };
+        left.extend(cgroup.set_back(update).err());
+        let left = left.into_iter().map(|error| error.doing("set back"));
+        Err(Error::all(cgroup::coded(error), left))
+    }
+
+    /// Writes in a child.
+    async fn write(&self, ops: &[Op]) -> Result<()> {
+        if ops.is_empty() {
             return Ok(());
         }
-        let plan = Plan { ops: update.ops, ..Plan::default() };
-        launch::run(self.reaper(), plan, UPDATE_LIMIT).await.doing(doing)
+        let ops = ops.iter().cloned().chain([Op::Exit]).collect();
+        launch::run(self.reaper(), Plan { ops, ..Plan::default() }, UPDATE_LIMIT).await
     }
 }

@@ -12,7 +12,7 @@ use crate::alone::alone;
 use crate::pod::{Pod, process, sh, with};
 
 /// The file of a limit in the container's cgroup: by its name on v1 and on v2.
-fn limit(spec: &serde_json::Value, v1: &str, v2: &str) -> PathBuf {
+pub fn limit(spec: &serde_json::Value, v1: &str, v2: &str) -> PathBuf {
     let path = PathBuf::from(spec["linux"]["cgroupsPath"].as_str().unwrap());
     let cgroups = Layout::probe().unwrap().cgroups(&path);
     let controller = v1.split('.').next().unwrap();
@@ -118,5 +118,102 @@ fn out_of_memory_comes_before_the_exit() {
         assert_eq!(pod.ran("c", &spec).await.0, 137);
         let want = ["create c", "start c", "oom c", "exit c 137", "delete c 137"];
         assert_eq!(pod.events().await, want);
+    });
+}
+
+/// What of a spec's limits is in force.
+fn in_force(spec: &serde_json::Value) -> Vec<String> {
+    let files = [
+        ("pids.max", "pids.max"),
+        ("cpu.shares", "cpu.weight"),
+        ("cpu.cfs_quota_us", "cpu.max"),
+        ("cpuset.cpus", "cpuset.cpus"),
+        ("memory.limit_in_bytes", "memory.max"),
+    ];
+    files.map(|(v1, v2)| fs::read_to_string(limit(spec, v1, v2)).unwrap()).into()
+}
+
+#[test]
+fn an_update_that_fails_changes_nothing_and_names_the_file() {
+    alone(async |pod: &mut Pod| {
+        let resources = json!({"memory": {"limit": 128 << 20, "swap": 128 << 20},
+            "pids": {"limit": 20}, "cpu": {"shares": 512, "quota": 50000, "cpus": "0"}});
+        let script = "x=$(yes | head -c 20000000); touch /n; sleep 100; :";
+        let spec = with(sh(script), "/linux/resources", resources);
+        pod.create("c", &spec).await.unwrap();
+        pod.start("c", "").await.unwrap();
+        pod.until("c", "n").await;
+        let before = in_force(&spec);
+        let change = json!({"pids": {"limit": 7}, "cpu": {"shares": 99, "quota": 20000}});
+        let mut bad = vec![
+            // The last write: there is no such processor.
+            (with(change.clone(), "/cpu/cpus", json!("4000")), "cpuset.cpus", "InvalidArgument"),
+            (with(change.clone(), "/cpu/period", json!(1)), "cpu.", "InvalidArgument"),
+            (with(change.clone(), "/memory", json!({"swappiness": 101})), "101", "InvalidArgument"),
+        ];
+        // The limit is written, then that on memory and swap is refused: it counts both.
+        let both = json!({"limit": 64 << 20, "swap": 32 << 20});
+        bad.push((with(change.clone(), "/memory", both), "sw", "InvalidArgument"));
+        if !Layout::probe().unwrap().unified() {
+            // More is in use, and there is no swap: v1 says so, v2 would kill for it.
+            let memory = json!({"limit": 4 << 20, "swap": 4 << 20});
+            bad.push((
+                with(change.clone(), "/memory", memory),
+                "limit_in_bytes",
+                "FailedPrecondition",
+            ));
+            let unified = json!({"memory.high": "1"});
+            bad.push((with(change, "/unified", unified), "cgroup v2", "InvalidArgument"));
+        }
+        for (json, file, kind) in bad {
+            let json = serde_json::to_vec(&json).unwrap();
+            let done = Arc::clone(&pod.shim).update("c".into(), json).await;
+            let error = done.expect_err(file);
+            assert!(error.to_string().contains(file), "{error}");
+            assert_eq!(format!("{:?}", error.kind()), kind, "{error}");
+            assert!(!error.to_string().contains("set back"), "{error}");
+            assert_eq!(in_force(&spec), before, "{error}");
+        }
+    });
+}
+
+#[test]
+fn verbs_in_the_wrong_state_are_refused() {
+    use containerd_shim_rs::error::Kind;
+    alone(async |pod: &mut Pod| {
+        let refused = |done: containerd_shim_rs::error::Result<()>, what: &str| {
+            let error = done.unwrap_err();
+            assert_eq!(error.kind(), Kind::FailedPrecondition);
+            assert!(error.to_string().ends_with(what), "{error}");
+        };
+        pod.create("c", &sh("sleep 100")).await.unwrap();
+        let shim = Arc::clone(&pod.shim);
+        let shim = || Arc::clone(&shim);
+        refused(shim().pause("c".into()).await, "it is created");
+        pod.start("c", "").await.unwrap();
+        refused(shim().resume("c".into()).await, "it is running");
+        shim().pause("c".into()).await.unwrap();
+        refused(shim().pause("c".into()).await, "it is paused");
+        refused(pod.delete("c", "").await.map(drop), "it is paused");
+        refused(pod.exec("c", "e", &process("true")), "is paused");
+        // Its limits can be changed all the same.
+        shim().update("c".into(), br#"{"pids": {"limit": 9}}"#.to_vec()).await.unwrap();
+        assert_eq!(shim().stats("c").unwrap().pids.unwrap().limit, 9);
+        pod.kill("c", "", libc::SIGKILL).unwrap();
+        pod.wait("c", "").await.unwrap();
+        refused(shim().pause("c".into()).await, "it is stopped");
+        refused(shim().resume("c".into()).await, "it is stopped");
+        refused(shim().update("c".into(), b"{}".to_vec()).await, "it is stopped");
+    });
+}
+
+#[test]
+fn all_signals_reach_what_is_paused() {
+    alone(async |pod: &mut Pod| {
+        pod.running("c", "sleep 100 & sleep 100").await;
+        Arc::clone(&pod.shim).pause("c".into()).await.unwrap();
+        pod.shim.kill(&crate::pod::target("c", ""), libc::SIGKILL as u32, true).unwrap();
+        assert_eq!(pod.wait("c", "").await.unwrap().status, 137);
+        pod.delete("c", "").await.unwrap();
     });
 }

@@ -9,6 +9,8 @@ mod life;
 mod limits;
 mod matrix;
 mod mounts;
+mod numbers;
+mod oom;
 mod pod;
 mod rounds;
 mod sandbox;

@@ -89,7 +89,7 @@ fn stats_v2() {
         ("box/cgroup.events", "populated 1\nfrozen 0\n"),
         ("box/pids.current", "3\n"),
         ("box/pids.max", "max\n"),
-        ("box/cpu.stat", "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 99\n"),
+        ("box/cpu.stat", "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 99\nnr_bursts 7\nburst_usec 8\n"),
         ("box/cpu.pressure", "some avg10=1.25 avg60=0.07 avg300=10.00 total=12\nfull avg10=0.00 avg60=0.00 avg300=0.50 total=8\n"),
         ("box/memory.current", "4096\n"),
         ("box/memory.max", "max\n"),
@@ -106,6 +106,7 @@ fn stats_v2() {
         ("box/hugetlb.2MB.rsvd.current", "11\n"),
         ("box/rdma.current", "mlx4_0 hca_handle=2 hca_object=2000\n"),
         ("box/rdma.max", "mlx4_0 hca_handle=3 hca_object=max\n"),
+        ("box/io.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=31\n"),
         ("box/io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n254:16 \n"),
     ]);
     let stats = stats_of(&temp.v2()).unwrap();
@@ -114,6 +115,8 @@ fn stats_v2() {
     let cpu = stats.cpu.unwrap();
     assert_eq!((cpu.usage, cpu.user, cpu.system), (30, 20, 10));
     assert_eq!((cpu.periods, cpu.throttled_periods, cpu.throttled_time), (4, 2, 99));
+    assert_eq!((cpu.bursts, cpu.burst_time), (7, 8));
+    assert_eq!(stats.io_pressure.unwrap().some.total, 31);
     let pressure = cpu.pressure.unwrap();
     assert_eq!(pressure.some, PressureLine { avg10: 125, avg60: 7, avg300: 1000, total: 12 });
     assert_eq!(pressure.full, PressureLine { avg10: 0, avg60: 0, avg300: 50, total: 8 });
@@ -155,17 +158,19 @@ const V1_FILES: &[(&str, &str)] = &[
     ("box/memory.kmem.failcnt", "12\n"),
     ("box/memory.kmem.tcp.usage_in_bytes", "13\n"),
     ("box/memory.kmem.tcp.limit_in_bytes", "14\n"),
+    ("box/memory.kmem.tcp.max_usage_in_bytes", "25\n"),
+    ("box/memory.kmem.tcp.failcnt", "26\n"),
     ("box/memory.stat", "rss 15\ntotal_inactive_file 16\n"),
     ("box/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 17\n"),
     ("box/hugetlb.1GB.usage_in_bytes", "18\n"),
     ("box/hugetlb.1GB.max_usage_in_bytes", "19\n"),
     ("box/hugetlb.1GB.failcnt", "20\n"),
     ("box/hugetlb.1GB.rsvd.usage_in_bytes", "0\n"),
-    ("box/blkio.bfq.io_service_bytes_recursive", "8:0 Read 21\n8:0 Total 21\nTotal 21\n"),
-    ("box/blkio.throttle.io_service_bytes_recursive", "8:0 Read 99\n"),
-    ("box/blkio.throttle.io_serviced_recursive", "8:16 Write 22\nTotal 22\n"),
-    ("box/blkio.sectors_recursive", "8:0 23\n"),
-    ("box/blkio.time_recursive", "8:0 24\n"),
+    ("box/blkio.bfq.io_service_bytes_recursive", "4095:0 Read 21\n4095:0 Total 21\nTotal 21\n"),
+    ("box/blkio.throttle.io_service_bytes_recursive", "4095:0 Read 99\n"),
+    ("box/blkio.throttle.io_serviced_recursive", "4095:16 Write 22\nTotal 22\n"),
+    ("box/blkio.sectors_recursive", "4095:0 23\n"),
+    ("box/blkio.time_recursive", "4095:0 24\n"),
     ("box/blkio.io_queued_recursive", "Total 0\n"),
 ];
 
@@ -188,7 +193,7 @@ fn stats_v1() {
         periods: 4,
         throttled_periods: 2,
         throttled_time: 99,
-        pressure: None,
+        ..Cpu::default()
     };
     assert_eq!(stats.cpu, Some(cpu));
     let m = stats.memory.unwrap();
@@ -198,11 +203,18 @@ fn stats_v1() {
         [m.kernel_usage, m.kernel_limit, m.kernel_max_usage, m.kernel_fail_count],
         [9, 10, 11, 12]
     );
-    assert_eq!([m.tcp_usage, m.tcp_limit], [13, 14]);
+    assert_eq!([m.tcp_usage, m.tcp_limit, m.tcp_max_usage, m.tcp_fail_count], [13, 14, 25, 26]);
     assert_eq!((m.stat["total_inactive_file"], m.events["oom_kill"]), (16, 17));
     let huge = Hugetlb { page_size: "1GB".into(), current: 18, max: 19, fail_count: 20 };
     assert_eq!((stats.hugetlb, stats.rdma), (vec![huge], vec![]));
-    let entry = |minor, op: &str, value| BlkioEntry { major: 8, minor, op: op.into(), value };
+    // No host has devices of these numbers.
+    let entry = |minor, op: &str, value| BlkioEntry {
+        major: 4095,
+        minor,
+        device: String::new(),
+        op: op.into(),
+        value,
+    };
     let blkio = [
         ("io_service_bytes_recursive", vec![entry(0, "Read", 21), entry(0, "Total", 21)]),
         ("io_serviced_recursive", vec![entry(16, "Write", 22)]),
@@ -296,7 +308,7 @@ fn processes_above_a_container_leave_it_threaded() {
     assert_eq!(temp.read("box/cgroup.type"), "domain invalid\n");
     Cgroup::create(&temp.v2(), &limits(r#"{"cpu": {"quota": 5000}}"#)).unwrap();
     assert!(temp.read("box/cgroup.type").starts_with("threaded"));
-    assert_eq!(temp.read("box/cpu.max"), "5000 100000");
+    assert_eq!(temp.read("box/cpu.max"), "5000");
 }
 
 #[test]
@@ -327,7 +339,6 @@ fn an_update_writes_what_blocks_in_a_child() {
             format!("write \"0\" to {:?}", file("cpuset.cpus")),
             format!("write \"4096\" to {:?}", file("memory.max")),
             format!("write \"1\" to {:?}", file("io.weight")),
-            "exit".into(),
         ]
     );
     cgroup.apply(&done.direct).unwrap();
@@ -351,4 +362,50 @@ fn an_update_writes_what_blocks_in_a_child() {
         assert_eq!((check(5001, true), check(5000, false)), (None, None));
         temp.write(&[("box/memory.current", "5000\n")]);
     }
+}
+
+#[test]
+fn an_update_knows_its_way_back() {
+    let temp = Temp::new("back");
+    temp.write(&[
+        ("box/cpu.max", "50000 100000\n"),
+        ("box/cpuset.cpus", "\n"),
+        ("box/pids.max", "max\n"),
+        ("box/memory.max", "8192\n"),
+        ("box/memory.swap.max", "max\n"),
+        ("box/io.weight", "default 100\n8:0 50\n"),
+        ("box/io.max", "8:0 rbps=1 wbps=max riops=max wiops=max\n"),
+        ("box/rdma.max", "mlx4_0 hca_handle=3 hca_object=max\n"),
+    ]);
+    let cgroup = Cgroup::from_record(temp.v2());
+    let json = r#"{"cpu": {"quota": 7000, "cpus": "0"}, "pids": {"limit": 9},
+        "memory": {"limit": 4096, "swap": 6144},
+        "blockIO": {"weight": 500, "weightDevice": [{"major": 8, "minor": 0, "weight": 10},
+            {"major": 8, "minor": 16, "weight": 10}],
+            "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5},
+            {"major": 8, "minor": 16, "rate": 5}]},
+        "rdma": {"mlx4_0": {"hcaHandles": 1}}}"#;
+    let update = cgroup.update(&serde_json::from_str(json).unwrap()).unwrap();
+    let file = |name: &str| temp.0.join("box").join(name);
+    let undo: Vec<String> = update.undo.iter().map(Op::to_string).collect();
+    let wanted = [
+        ("rdma.max", "mlx4_0 hca_handle=3 hca_object=max"),
+        ("io.max", "8:16 rbps=max wbps=max riops=max wiops=max"),
+        ("io.max", "8:0 rbps=1 wbps=max riops=max wiops=max"),
+        ("io.weight", "8:16 default"),
+        ("io.weight", "8:0 50"),
+        ("io.weight", "default 100\n"),
+        ("memory.max", "8192\n"),
+        ("memory.swap.max", "max\n"),
+        ("cpuset.cpus", "\n"),
+    ];
+    let wanted = wanted.map(|(name, value)| format!("write {value:?} to {:?}", file(name)));
+    assert_eq!(undo, wanted);
+    cgroup.apply(&update.direct).unwrap();
+    // A plain file keeps what is behind.
+    assert_eq!(temp.read("box/cpu.max"), "70000 100000\n");
+    assert_eq!(temp.read("box/pids.max"), "9ax\n");
+    cgroup.set_back(&update).unwrap();
+    assert_eq!(temp.read("box/cpu.max"), "50000 100000\n");
+    assert_eq!(temp.read("box/pids.max"), "max\n");
 }

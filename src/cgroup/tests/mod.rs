@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::plan::cgroup::{Live, limits};
 
 mod fixture;
 mod real_v1;

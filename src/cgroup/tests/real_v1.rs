@@ -273,3 +273,58 @@ fn missing_controllers_are_named() {
     assert!(error.to_string().contains("no \"hugetlb\" cgroup controller"), "{error}");
     assert!(!scratch.exists());
 }
+
+/// Whatever the order in which the kernel wants them.
+#[test]
+fn every_field_can_be_updated_and_set_back() {
+    let Some(mut scratch) = Scratch::v1("fields") else { return };
+    let json = |quota, period, burst, shares, soft, tcp, swappiness, killer| {
+        format!(
+            r#"{{"cpu": {{"shares": {shares}, "quota": {quota}, "period": {period},
+                "burst": {burst}, "cpus": "0", "mems": "0"}},
+            "memory": {{"limit": 67108864, "swap": 67108864, "reservation": {soft},
+                "kernelTCP": {tcp}, "swappiness": {swappiness}, "disableOOMKiller": {killer},
+                "kernel": 5, "useHierarchy": true}}, "pids": {{"limit": {shares}}}}}"#
+        )
+    };
+    let first = json(20000, 100000, 10000, 100, 4096, 8192, 7, false);
+    let cgroup = Cgroup::create(&scratch.cgroups, &new_limits(&first, false)).unwrap();
+    scratch.run("", "exec sleep 60");
+    let files = [
+        ("cpu", "cpu.shares"),
+        ("cpu", "cpu.cfs_quota_us"),
+        ("cpu", "cpu.cfs_period_us"),
+        ("cpu", "cpu.cfs_burst_us"),
+        ("cpuset", "cpuset.cpus"),
+        ("memory", "memory.limit_in_bytes"),
+        ("memory", "memory.memsw.limit_in_bytes"),
+        ("memory", "memory.soft_limit_in_bytes"),
+        ("memory", "memory.kmem.tcp.limit_in_bytes"),
+        ("memory", "memory.swappiness"),
+        ("memory", "memory.oom_control"),
+        ("pids", "pids.max"),
+    ];
+    let all = |scratch: &Scratch| files.map(|(controller, file)| scratch.read(controller, file));
+    let before = all(&scratch);
+    // Each can only be had after another: more burst after more quota, less quota after less burst.
+    for second in [
+        json(80000, 200000, 80000, 200, 8192, 4096, 8, true),
+        json(2000, 10000, 1000, 50, 4096, 4096, 9, true),
+    ] {
+        let update = cgroup.update(&serde_json::from_str(&second).unwrap()).unwrap();
+        cgroup.apply(&update.direct).unwrap();
+        carry_out(&update.ops).unwrap();
+        let changed = all(&scratch);
+        for (i, (_, file)) in files.iter().enumerate() {
+            let same = ["cpuset.cpus", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"];
+            let same = same.contains(file) || (*file == "memory.soft_limit_in_bytes" && i == 0);
+            let equal = changed[i] == before[i];
+            assert!(equal == same || file.contains("soft"), "{file}: {}", changed[i]);
+        }
+        assert_eq!(scratch.read("pids", "pids.max"), scratch.read("cpu", "cpu.shares"));
+        assert!(scratch.read("memory", "memory.oom_control").starts_with("oom_kill_disable 1"));
+        carry_out(&update.undo).unwrap();
+        cgroup.set_back(&update).unwrap();
+        assert_eq!(all(&scratch), before);
+    }
+}

@@ -1,5 +1,7 @@
 //! Against a v2 hierarchy, which may be without controllers: a hybrid host's.
 
+use std::time::Duration;
+
 use super::real_v1::{Scratch, new_limits, within};
 use super::*;
 
@@ -118,4 +120,33 @@ fn a_long_list_of_devices_passes_the_verifier() {
     let json = format!(r#"{{"devices": [{}]}}"#, rules.join(","));
     Cgroup::create(&scratch.cgroups, &new_limits(&json, true)).unwrap();
     assert!(opens(&mut scratch, "/dev/null", "<>"));
+}
+
+#[test]
+fn an_events_file_gives_notice_of_each_change() {
+    let Some(scratch) = scratch("notices") else { return };
+    let cgroup = Cgroup::create(&scratch.cgroups, &Limits::default()).unwrap();
+    let at = &scratch.cgroups.dirs[0];
+    let dir = Dir::open(at).unwrap().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        // The memory controller's file is such another one, but the host may have it on v1.
+        let notices = Notices::events(&dir, at, "cgroup.events").unwrap().unwrap();
+        let quiet =
+            async || tokio::time::timeout(Duration::from_millis(50), notices.next()).await.is_err();
+        let changed = async || {
+            tokio::time::timeout(Duration::from_secs(5), notices.next()).await.unwrap().unwrap();
+        };
+        // A first one says nothing new.
+        let _ = quiet().await;
+        assert!(quiet().await);
+        for frozen in [true, false, true] {
+            cgroup.set_frozen(frozen).unwrap();
+            changed().await;
+            assert_eq!(cgroup.frozen().unwrap(), frozen);
+            assert!(quiet().await);
+        }
+        assert!(Notices::events(&dir, at, "none.events").unwrap().is_none());
+    });
+    cgroup.thaw().unwrap();
 }

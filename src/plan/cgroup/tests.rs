@@ -11,7 +11,7 @@ fn resources(json: &str) -> LinuxResources {
 
 /// The writes of an update, which has no device rules.
 fn update(unified: bool, json: &str, memory_limit: u64) -> Result<String> {
-    let limits = limits(&resources(json), unified, Some(Live { memory_limit }))?;
+    let limits = limits(&resources(json), unified, Some(Live { memory_limit, quota: None }))?;
     assert_eq!(limits.device_filter, None);
     Ok(text(&limits.writes))
 }
@@ -109,7 +109,7 @@ fn cpu() {
          cpuset.cpus = \"0-1\"\n\
          cpuset.mems = \"0\"\n"
     );
-    assert_eq!(v2(r#"{"cpu": {"quota": -1}}"#), "cpu.max = \"max 100000\"\n");
+    assert_eq!(v2(r#"{"cpu": {"quota": -1}}"#), "cpu.max = \"max\"\n");
     assert_eq!(v2(r#"{"cpu": {"period": 5000}}"#), "cpu.max = \"max 5000\"\n");
     assert_eq!(v1(r#"{"cpu": {"quota": -1}}"#), "cpu.cfs_quota_us = \"-1\"\n");
     for nothing in ["{}", r#"{"cpu": {"shares": 0, "quota": 0, "period": 0, "cpus": ""}}"#] {
@@ -122,6 +122,22 @@ fn cpu() {
     let realtime = r#"{"cpu": {"realtimeRuntime": 900, "realtimePeriod": 1000}}"#;
     assert_eq!(v1(realtime), "cpu.rt_period_us = \"1000\"\ncpu.rt_runtime_us = \"900\"\n");
     assert!(refused(true, realtime).contains("cgroup v1"));
+}
+
+#[test]
+fn an_update_of_quota_or_period_leaves_the_other() {
+    let max = |json: &str, live| {
+        let writes = limits(&resources(json), true, live).unwrap().writes;
+        writes.into_iter().find(|write| write.file == "cpu.max").map(|write| write.value)
+    };
+    let live = |quota| Some(Live { memory_limit: 0, quota });
+    let (quota, period) = (r#"{"cpu": {"quota": 7000}}"#, r#"{"cpu": {"period": 5000}}"#);
+    // The kernel keeps the period where none is written.
+    assert_eq!(max(quota, live(Some(50_000))).unwrap(), "7000");
+    assert_eq!(max(period, live(Some(50_000))).unwrap(), "50000 5000");
+    assert_eq!(max(period, live(None)).unwrap(), "max 5000");
+    assert_eq!(max(quota, None).unwrap(), "7000 100000");
+    assert_eq!(max(period, None).unwrap(), "max 5000");
 }
 
 #[test]
@@ -159,6 +175,10 @@ fn memory() {
         "memory.swap.max = \"500\"\nmemory.max = \"1000\"\nmemory.low = \"500\"\n"
     );
     assert_eq!(v1(r#"{"memory": {"swappiness": 18446744073709551615}}"#), "");
+    let killer = r#"{"memory": {"disableOOMKiller": false}}"#;
+    assert_eq!(v1(killer), "memory.oom_control = \"0\"\n");
+    let new = limits(&resources(killer), false, None).unwrap();
+    assert!(!text(&new.writes).contains("oom_control"));
     assert!(refused(false, r#"{"memory": {"swappiness": 101}}"#).contains("101"));
     assert!(refused(true, r#"{"memory": {"limit": -2}}"#).contains("-2"));
     assert!(refused(false, r#"{"memory": {"reservation": -2}}"#).contains("-2"));
@@ -181,6 +201,33 @@ fn swap_v2() {
     assert_eq!(v2(equal), "memory.swap.max = \"0\" or [ENOENT]\nmemory.max = \"1000\"\n");
     let free = r#"{"memory": {"limit": -1}}"#;
     assert_eq!(v2(free), "memory.swap.max = \"max\" or [ENOENT]\nmemory.max = \"max\"\n");
+}
+
+#[test]
+fn what_has_no_effect_is_named() {
+    let json = r#"{"memory": {"kernel": 7, "kernelTCP": 9, "swappiness": 60, "useHierarchy": false,
+            "disableOOMKiller": true},
+        "blockIO": {"weightDevice": [{"major": 8, "minor": 0, "leafWeight": 20}]},
+        "network": {"classID": 1, "priorities": [{"name": "eth0", "priority": 5}]}}"#;
+    assert_eq!(ignored(&resources(json), false), ["memory.kernel", "memory.useHierarchy"]);
+    let v2 = [
+        "memory.kernel",
+        "memory.useHierarchy",
+        "memory.kernelTCP",
+        "memory.swappiness",
+        "memory.disableOOMKiller",
+        "blockIO.leafWeight",
+        "network.classID",
+        "network.priorities",
+    ];
+    assert_eq!(ignored(&resources(json), true), v2);
+    // How clients say "nothing".
+    let nothing = r#"{"memory": {"kernel": 0, "kernelTCP": -1, "swappiness": 18446744073709551615,
+            "useHierarchy": true, "disableOOMKiller": false},
+        "blockIO": {"leafWeight": 0}, "network": {"classID": 0, "priorities": []}}"#;
+    assert_eq!(ignored(&resources(nothing), true), [""; 0]);
+    // Nothing of it is written.
+    assert_eq!(self::v2(json), "");
 }
 
 #[test]

@@ -120,8 +120,11 @@ fn memory_limits(memory: &LinuxMemory, live: Option<Live>, writes: &mut Vec<Writ
         }
         writes.push(Write::new("memory.swappiness", swappiness));
     }
-    if memory.disable_oom_killer() == Some(true) {
-        writes.push(Write::new("memory.oom_control", 1));
+    match (memory.disable_oom_killer(), live) {
+        (Some(true), _) => writes.push(Write::new("memory.oom_control", 1)),
+        (Some(false), Some(_)) => writes.push(Write::new("memory.oom_control", 0)),
+        // A new cgroup has one.
+        _ => {}
     }
     Ok(())
 }

@@ -3,12 +3,16 @@
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 
-use super::{Write, bytes, io_weight, or_max, page_size, pids_max, rdma, set};
+use super::{Live, Write, bytes, io_weight, or_max, page_size, pids_max, rdma, set};
 use crate::error::{Error, Result};
 
-pub(super) fn limits(resources: &LinuxResources, writes: &mut Vec<Write>) -> Result<()> {
+pub(super) fn limits(
+    resources: &LinuxResources,
+    live: Option<Live>,
+    writes: &mut Vec<Write>,
+) -> Result<()> {
     if let Some(cpu) = resources.cpu() {
-        cpu_time(cpu, writes)?;
+        cpu_time(cpu, live, writes)?;
         for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
             if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
                 writes.push(Write::new(file, list));
@@ -53,7 +57,7 @@ pub(super) fn weight(shares: u64) -> u64 {
     }
 }
 
-fn cpu_time(cpu: &LinuxCpu, writes: &mut Vec<Write>) -> Result<()> {
+fn cpu_time(cpu: &LinuxCpu, live: Option<Live>, writes: &mut Vec<Write>) -> Result<()> {
     if set(cpu.realtime_runtime()).is_some() || set(cpu.realtime_period()).is_some() {
         return Err(Error::invalid("cpu.realtimeRuntime and realtimePeriod need cgroup v1"));
     }
@@ -65,10 +69,16 @@ fn cpu_time(cpu: &LinuxCpu, writes: &mut Vec<Write>) -> Result<()> {
         writes.push(Write::new("cpu.weight", weight(shares)));
     }
     let (quota, period) = (set(cpu.quota()), set(cpu.period()));
-    let max = (quota.is_some() || period.is_some()).then(|| {
-        let quota = or_max(quota.unwrap_or(-1));
-        Write::new("cpu.max", format!("{quota} {}", period.unwrap_or(100_000)))
-    });
+    // One file for both: an update of the one leaves the other as it is.
+    let max = match (quota, period, live) {
+        (None, None, _) => None,
+        (Some(quota), None, Some(_)) => Some(or_max(quota)),
+        (quota, period, live) => {
+            let quota = quota.or(live.and_then(|live| live.quota)).unwrap_or(-1);
+            Some(format!("{} {}", or_max(quota), period.unwrap_or(100_000)))
+        }
+    };
+    let max = max.map(|max| Write::new("cpu.max", max));
     let burst = cpu.burst().map(|burst| Write::new("cpu.max.burst", burst));
     let Some(max) = max else {
         writes.extend(burst);

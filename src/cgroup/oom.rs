@@ -1,0 +1,80 @@
+//! How the kernel says that a cgroup may have lost a process for want of memory.
+//!
+//! It costs one descriptor for each container: on v1 an eventfd, on v2 the events file itself,
+//! which is polled for POLLPRI. (An inotify instance for each container would meet the host's limit
+//! of 128.) A notice is a reason to look at the counter, no more; it must never be counted itself.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::uio::pread;
+use nix::unistd::read;
+use tokio::io::Interest;
+
+use super::dir::Dir;
+use super::{Cgroup, opened};
+use crate::error::{Doing, Result};
+use crate::plan::CgroupDir;
+use crate::sys::io::Polled;
+
+/// The notices of one cgroup, until it is dropped.
+#[derive(Debug)]
+pub struct Notices {
+    polled: Polled,
+    unified: bool,
+}
+
+impl Notices {
+    /// None: the host does not limit memory by cgroups.
+    pub(super) fn of(cgroup: &Cgroup) -> Result<Option<Notices>> {
+        let Some(at) = cgroup.dir_of("memory") else { return Ok(None) };
+        let dir = opened(at)?;
+        if cgroup.cgroups.unified {
+            return Notices::events(&dir, at, "memory.events");
+        }
+        let notice = v1(&dir).doing(|| format!("watch memory.oom_control of {:?}", at.path))?;
+        let polled = Polled::new(notice, Interest::READABLE).doing(|| "epoll_ctl(eventfd)")?;
+        Ok(Some(Notices { polled, unified: false }))
+    }
+
+    /// v2: changes of an events file.
+    pub(super) fn events(dir: &Dir, at: &CgroupDir, file: &str) -> Result<Option<Notices>> {
+        let path = || at.path.join(file);
+        let events = match dir.file(file, OFlag::O_RDONLY) {
+            Err(Errno::ENOENT) => return Ok(None),
+            opened => opened.doing(|| format!("open({:?}, O_RDONLY)", path()))?,
+        };
+        let polled = Polled::new(events, Interest::PRIORITY);
+        let polled = polled.doing(|| format!("epoll_ctl({:?})", path()))?;
+        Ok(Some(Notices { polled, unified: true }))
+    }
+
+    /// The next notice, of all that came since the last. The first on v2 may be of nothing new.
+    pub async fn next(&self) -> Result<()> {
+        let interest = if self.unified { Interest::PRIORITY } else { Interest::READABLE };
+        let mut ready = self.polled.ready(interest).await.doing(|| "wait for an oom notice")?;
+        ready.clear_ready();
+        let mut taken = [0; 512];
+        let fd = self.polled.as_fd();
+        // On v2 too it is the read that takes the notice: the kernel compares what this open file
+        // has seen with what there is.
+        let done = if self.unified { pread(fd, &mut taken, 0) } else { read(fd, &mut taken[..8]) };
+        match done {
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
+            // The cgroup was removed by somebody else.
+            Err(errno) => Err(errno).doing(|| "read an oom notice"),
+        }
+    }
+}
+
+/// The registration lives as long as the eventfd.
+fn v1(dir: &Dir) -> Result<OwnedFd, Errno> {
+    use std::os::fd::AsRawFd;
+    let notice = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    let control = dir.file("memory.oom_control", OFlag::O_RDONLY)?;
+    let line = format!("{} {}", notice.as_fd().as_raw_fd(), control.as_raw_fd());
+    dir.write("cgroup.event_control", &line)?;
+    Ok(notice.into())
+}
