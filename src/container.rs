@@ -13,7 +13,7 @@ use crate::bundle::ContainerRecord;
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::namespaces;
-use crate::plan::Facts;
+use crate::plan::{Facts, Shared};
 use crate::process::Process;
 
 /// See the module text.
@@ -63,6 +63,7 @@ impl ExecBase {
             base.own_pid_namespace |= !joined && namespace.typ() == LinuxNamespaceType::Pid;
         }
         base.facts = Facts { rootfs: Vec::new(), ours: Vec::new(), sandbox: None, ..facts };
+        base.facts.shared = spec.linux().as_ref().map(Shared::of).unwrap_or_default();
         base
     }
 }

@@ -134,7 +134,17 @@ fn join_error(errno: Errno) -> Error {
 
 /// Carries out a plan that runs no program; its child is killed at the deadline.
 pub async fn run(reaper: &Arc<Reaper>, plan: Plan, deadline: Duration) -> Result<()> {
-    let mut child = launch(reaper, plan, Vec::new(), None)?;
+    run_with(reaper, plan, Vec::new(), deadline).await
+}
+
+/// The same, with descriptors.
+pub async fn run_with(
+    reaper: &Arc<Reaper>,
+    plan: Plan,
+    inputs: Vec<(Input, OwnedFd)>,
+    deadline: Duration,
+) -> Result<()> {
+    let mut child = launch(reaper, plan, inputs, None)?;
     let whole = async {
         child.go().await?;
         match ended(&mut child.exit).await.status {
@@ -275,6 +285,12 @@ fn step_error(plan: &Plan, op: u16, call: Call, errno: Errno) -> Error {
         // setns(2) with the pidfd of a dead process; a PID namespace without its init.
         (Some(Op::Setns { .. } | Op::Birth), Errno::ESRCH | Errno::ENOMEM) => {
             error.with_kind(Kind::FailedPrecondition).doing("init is not running")
+        }
+        (Some(Op::BringDevice { .. }), Errno::ENODEV) if call == Call::FindDevice => {
+            error.doing("there is no such device")
+        }
+        (Some(Op::Label { .. }), Errno::ENOENT) if call == Call::Write => {
+            error.doing("no such profile is loaded")
         }
         (Some(Op::FindExecutable { .. }), Errno::ENOENT) => {
             let name =

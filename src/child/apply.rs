@@ -3,7 +3,7 @@
 //! It must never decide anything that the plan could have decided.
 
 use super::report::Call;
-use super::{At, Fail, Fd, Frozen, path, process};
+use super::{At, Fail, Fd, Frozen, attributes, device, path, process};
 use crate::plan::{Attr, Op, Param, Slot, Target};
 use crate::sys::raw;
 
@@ -16,6 +16,19 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
         Op::Setns { ns, flags } => raw::setns(f.fd(*ns)?, *flags).at(Call::Setns).map(drop),
         Op::JoinKeyring { name } => process::join_keyring(name),
         Op::OomScore { adj } => process::oom_score(*adj),
+        Op::ResetAffinity => attributes::reset_affinity(),
+        Op::Affinity { cpus } => {
+            raw::sched_setaffinity(&cpus.0).at(Call::SchedSetaffinity).map(drop)
+        }
+        Op::Scheduler(scheduler) => attributes::scheduler(scheduler),
+        Op::IoPriority { class, level } => attributes::io_priority(*class, *level),
+        Op::Personality { domain } => raw::personality(*domain).at(Call::Personality).map(drop),
+        Op::MemoryPolicy { mode, nodes } => {
+            raw::set_mempolicy(*mode, &nodes.0).at(Call::SetMempolicy).map(drop)
+        }
+        Op::Label { files, text } => attributes::label(files, text.to_bytes()),
+        Op::FileLabel { mount, label } => attributes::file_label(f.fd(*mount)?, label.to_bytes()),
+        Op::BringDevice { host, ns, name, to } => device::bring(f.fd(*host)?, f.fd(*ns)?, name, to),
         Op::WriteFile { path, data } => path::write_file(path, data.to_bytes()),
         Op::Sysctl { path, value } => path::write_file(path, value.to_bytes()),
         Op::Rmdir { path } => path::rmdir(path),
@@ -67,7 +80,7 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
             path::make_node(f.fd(*root)?, target, *mode, dev, (*uid, *gid))
         }
         Op::Symlink { root, target, to } => path::symlink(f.fd(*root)?, target, to),
-        Op::Mask { root, target, empty } => mask(f, *root, target, *empty),
+        Op::Mask { root, target, empty, label } => mask(f, *root, target, *empty, label.as_deref()),
         Op::Readonly { root, target } => read_only(f.fd(*root)?, target),
         Op::OpenPty { root, into, size, owner } => {
             let slave = process::open_pty(f, f.fd(*root)?, *size, *owner, index)?;
@@ -194,7 +207,13 @@ fn mount(
 /// A tmpfs with no room for a single file, for all masked directories of a container: one mount
 /// each costs the kernel a shrinker each (runc #5275). A detached tree cannot be cloned before
 /// 6.15, so the first target gets the mount itself and the others get clones of it.
-fn mask(f: &mut Frozen<'_>, root: Slot, target: &Target, empty: Slot) -> Result<(), Fail> {
+fn mask(
+    f: &mut Frozen<'_>,
+    root: Slot,
+    target: &Target,
+    empty: Slot,
+    label: Option<&std::ffi::CStr>,
+) -> Result<(), Fail> {
     let Some(target) = path::existing(f.fd(root)?, target)? else { return Ok(()) };
     let stat = raw::fstat(target.0).at(Call::Fstat)?;
     let attr = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
@@ -211,6 +230,9 @@ fn mask(f: &mut Frozen<'_>, root: Slot, target: &Target, empty: Slot) -> Result<
     let fs = Fd(raw::fsopen(c"tmpfs").at(Call::Fsopen)?);
     for (key, value) in [(c"nr_inodes", c"1"), (c"nr_blocks", c"1"), (c"mode", c"0755")] {
         raw::fsconfig(fs.0, key, Some(value)).at(Call::Fsconfig)?;
+    }
+    if label.is_some() {
+        raw::fsconfig(fs.0, c"context", label).at(Call::Fsconfig)?;
     }
     raw::fscreate(fs.0).at(Call::Fscreate)?;
     let mount = raw::fsmount(fs.0, attr | libc::MOUNT_ATTR_NODEV).at(Call::Fsmount)?;

@@ -12,6 +12,8 @@
 )]
 
 mod apply;
+mod attributes;
+mod device;
 mod path;
 mod process;
 pub mod report;

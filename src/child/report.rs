@@ -50,6 +50,9 @@ calls! {
     Clone3 "clone3" Setsid "setsid" Dup3 "dup3" CloseRange "close_range" Setgroups "setgroups" Setgid "setresgid"
     Setuid "setresuid" Prctl "prctl" Capset "capset" Prlimit "prlimit" Ioctl "ioctl" Access "access"
     Execve "execve" Send "sendmsg" Sigaction "rt_sigaction" Sigprocmask "rt_sigprocmask"
+    Socket "socket" FindDevice "ioctl(SIOCGIFINDEX)" GetAddresses "RTM_GETADDR" MoveDevice "RTM_NEWLINK(move)"
+    AddAddress "RTM_NEWADDR" SetUp "RTM_NEWLINK(up)" Fsetxattr "fsetxattr" NotProc "not a procfs" SchedSetattr "sched_setattr" SchedSetaffinity "sched_setaffinity" IoprioSet "ioprio_set"
+    Personality "personality" SetMempolicy "set_mempolicy"
     Slot "no descriptor in the slot" NotDevpts "not a devpts" NotPtmx "not a ptmx"
     InsideProc "inside a procfs" OtherNode "another file is there" OutsideRoot "outside the root" RootItself "the root itself"
 }

@@ -21,6 +21,7 @@ pub mod device_filter;
 mod devices;
 mod mounts;
 mod namespaces;
+mod net_devices;
 pub mod op;
 mod options;
 mod paths;
@@ -29,8 +30,11 @@ mod rootfs;
 pub mod spec;
 
 pub use namespaces::sysctl_file;
+pub use net_devices::net_devices;
 pub use op::{Attr, Missing, Op, Param, Slot, Target};
 pub use paths::cpath;
+pub use process::label::Modules;
+pub use process::schedule::{Set, Shared, initial_affinity};
 
 /// A descriptor that the parent opens before clone and puts in a slot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +53,8 @@ pub enum Input {
     SandboxShm,
     /// An executable file.
     Executable,
+    /// A socket for the network devices of the host's namespace.
+    HostLinks,
 }
 
 /// What the parent knows about the host and the pod when it plans: all that a decision needs
@@ -74,6 +80,10 @@ pub struct Facts {
     pub keyring: String,
     /// Whether stdin, stdout and stderr of the process are a pty.
     pub terminal: bool,
+    /// The kernel's security modules.
+    pub modules: Modules,
+    /// Of an exec: what its container's spec says of every process.
+    pub shared: Shared,
 }
 
 /// One mount of `CreateTaskRequest.rootfs` (containerd's `types.Mount`).
@@ -163,7 +173,6 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     let Some(linux) = spec.linux() else { return Err(Error::invalid("linux is missing")) };
     let Some(process) = spec.process() else { return Err(Error::invalid("process is missing")) };
     supported(spec, linux)?;
-    process::supported(process)?;
     let flow = rootfs_propagation(linux)?;
 
     let mut plan = Plan::default();
@@ -172,10 +181,12 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     let mut entries = mounts::resolve(spec, facts, namespaces.new)?;
 
     process::join_cgroups(&mut plan, facts);
+    plan.ops.push(Op::ResetAffinity);
     if namespaces.unshare != 0 {
         plan.ops.push(Op::Unshare { flags: namespaces.unshare });
     }
     process::early(&mut plan, process, facts)?;
+    process::schedule::apply(&mut plan, process, &Shared::of(linux), false)?;
     // Opened while the mounts of this new namespace are still peers of the host's: a slave's clone
     // could never carry a mount back to the host, as `rshared` wants.
     mounts::open(&mut plan, &mut entries)?;
@@ -184,6 +195,7 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     plan.ops.extend(namespaces.joins);
 
     let root = rootfs::attach(&mut plan, rootfs)?;
+    let first = plan.ops.len();
     let late = mounts::attach(&mut plan, &entries, root)?;
     if !mounts::binds(&entries, "/dev") {
         devices::make(&mut plan, linux, root)?;
@@ -202,6 +214,7 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     }
     namespaces::sysctls(&mut plan, linux, namespaces.own)?;
     paths::restrict(&mut plan, linux, root)?;
+    process::label::mounts(&mut plan, linux, facts, first)?;
     namespaces::names(&mut plan, spec, namespaces.own)?;
     plan.ops.push(Op::Pivot { root });
     if let Some(flags) = flow {
@@ -221,11 +234,12 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
 /// All of it happens outside of the container's PID namespace, but for the last steps: a container
 /// with `CAP_SYS_PTRACE` could use what it sees there.
 pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
-    process::supported(process)?;
     let mut plan = Plan::default();
     plan.input(Input::Report);
-    process::join_cgroups(&mut plan, facts);
+    process::join_cgroups_of_exec(&mut plan, process, facts)?;
     process::early(&mut plan, process, facts)?;
+    let born = namespaces & CLONE_NEWPID != 0;
+    process::schedule::apply(&mut plan, process, &facts.shared, born)?;
     if namespaces != 0 {
         let ns = plan.input(Input::Init);
         plan.ops.push(Op::Setns { ns, flags: namespaces });
@@ -238,7 +252,7 @@ pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
     }
     process::run(&mut plan, process, pty, facts)?;
     // A process enters a PID namespace by its birth only.
-    process::end(&mut plan, namespaces & CLONE_NEWPID != 0, facts.terminal, false);
+    process::end(&mut plan, born, facts.terminal, false);
     Ok(plan)
 }
 
@@ -308,16 +322,11 @@ fn alone(ops: impl Iterator<Item = Result<Op>>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Refuses by name what is not there, as [`process::supported`] does.
+/// Refuses by name what is not there; silence would be a container that is not as its spec says.
 fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
-    let given = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
     let fields = [
         ("linux.seccomp", linux.seccomp().is_some()),
-        ("linux.mountLabel", given(linux.mount_label())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.personality", linux.personality().is_some()),
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|all| !all.is_empty())),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|all| !all.is_empty())),
     ];
     if let Some((field, _)) = fields.iter().find(|(_, given)| *given) {

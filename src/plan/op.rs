@@ -6,6 +6,8 @@
 
 use std::ffi::CString;
 
+use super::Set;
+
 mod text;
 
 pub(in crate::plan) use text::namespaces;
@@ -53,6 +55,21 @@ pub struct Param {
     pub value: Option<CString>,
 }
 
+/// What `sched_setattr(2)` sets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scheduler {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// -20 to 19.
+    pub nice: i32,
+    /// 1 to 99, for the real-time policies.
+    pub priority: u32,
+    /// Runtime, deadline and period in nanoseconds, for `SCHED_DEADLINE`.
+    pub times: [u64; 3],
+}
+
 /// What `mount_setattr(2)` does to a mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attr {
@@ -79,6 +96,26 @@ pub enum Op {
     JoinKeyring { name: CString },
     /// Writes `/proc/self/oom_score_adj`.
     OomScore { adj: i32 },
+    /// `sched_setaffinity(2)` of every CPU; the kernel keeps to the cpuset.
+    ResetAffinity,
+    /// `sched_setaffinity(2)`.
+    Affinity { cpus: Set },
+    /// `sched_setattr(2)`.
+    Scheduler(Scheduler),
+    /// `ioprio_set(2)`.
+    IoPriority { class: u32, level: u32 },
+    /// `personality(2)`.
+    Personality { domain: u32 },
+    /// `set_mempolicy(2)`; the mode has its flags in it.
+    MemoryPolicy { mode: u32, nodes: Set },
+    /// Writes to the first of these files that is there, in a procfs of its own that is attached
+    /// nowhere: what a container mounts cannot stand in for it (CVE-2019-16884, CVE-2025-52881).
+    Label { files: Vec<CString>, text: CString },
+    /// `fsetxattr(security.selinux)` of a mount's root.
+    FileLabel { mount: Slot, label: CString },
+    /// Moves a network device from the namespace of the socket `host` into `ns`, which this process
+    /// is in, under the name `to`; with the addresses that are its own, and up.
+    BringDevice { host: Slot, ns: Slot, name: CString, to: CString },
     /// Writes a host file in one `write(2)`.
     WriteFile { path: CString, data: CString },
     /// Writes below `/proc/sys` through the host's procfs, which no container can cover.
@@ -123,7 +160,7 @@ pub enum Op {
     Symlink { root: Slot, target: Target, to: CString },
     /// Covers a directory with an empty read-only tmpfs, a file with the host's `/dev/null`; skips
     /// what is absent. The tmpfs in `empty` is one for all (one mount each wakes the shrinker).
-    Mask { root: Slot, target: Target, empty: Slot },
+    Mask { root: Slot, target: Target, empty: Slot, label: Option<CString> },
     /// Bind-mounts a path on itself, read-only; skips what is absent.
     Readonly { root: Slot, target: Target },
     /// Opens a new pty in the rootfs' own devpts and sends the master to the parent.

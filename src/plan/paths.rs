@@ -101,7 +101,12 @@ pub(super) fn restrict(plan: &mut Plan, linux: &Linux, root: Slot) -> Result<()>
     let masked = targets("linux.maskedPaths", linux.masked_paths().as_deref().unwrap_or_default())?;
     if !masked.is_empty() {
         let empty = plan.slot();
-        plan.ops.extend(masked.into_iter().map(|target| Op::Mask { root, target, empty }));
+        plan.ops.extend(masked.into_iter().map(|target| Op::Mask {
+            root,
+            target,
+            empty,
+            label: None,
+        }));
     }
     Ok(())
 }

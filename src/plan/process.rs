@@ -8,32 +8,15 @@ use std::ffi::CString;
 
 use oci_spec::runtime::{Capabilities, PosixRlimitType as Limit, Process};
 
+pub(super) mod label;
+pub(super) mod schedule;
+
 use super::paths::{clean, cstring, target};
 use super::{Facts, Input, Missing, Op, Plan, Slot};
 use crate::error::{Error, Result};
 
 /// Where a program without a slash is looked for when the environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Refuses by name what this program cannot do; silence would be a container with other rights
-/// than its spec says.
-pub(super) fn supported(process: &Process) -> Result<()> {
-    let given = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
-    let profile = process.apparmor_profile();
-    let affinity = process.exec_cpu_affinity().as_ref();
-    let affinity = affinity.is_some_and(|a| given(a.initial()) || given(a.cpu_affinity_final()));
-    let fields = [
-        ("process.apparmorProfile", given(profile) && profile.as_deref() != Some("unconfined")),
-        ("process.selinuxLabel", given(process.selinux_label())),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.execCPUAffinity", affinity),
-    ];
-    match fields.iter().find(|(_, given)| *given) {
-        Some((field, _)) => Err(Error::unimplemented(field)),
-        None => Ok(()),
-    }
-}
 
 /// Into the container's cgroups, on v1; on v2 the clone itself does it.
 pub(super) fn join_cgroups(plan: &mut Plan, facts: &Facts) {
@@ -45,6 +28,24 @@ pub(super) fn join_cgroups(plan: &mut Plan, facts: &Facts) {
     }
 }
 
+/// The same for an exec. One that is not to run on its container's CPUs until it is in there is
+/// not born there: on v2 as well it walks in.
+pub(super) fn join_cgroups_of_exec(
+    plan: &mut Plan,
+    process: &Process,
+    facts: &Facts,
+) -> Result<()> {
+    let initial = schedule::initial_affinity(process)?;
+    let walks = initial.is_some() && facts.cgroups.unified;
+    plan.ops.extend(initial.map(|cpus| Op::Affinity { cpus }));
+    if walks {
+        let procs = plan.input(Input::CgroupProcs(0));
+        plan.ops.push(Op::JoinCgroup { procs });
+    }
+    join_cgroups(plan, facts);
+    schedule::exec_affinity(plan, process)
+}
+
 /// What is of the process, but must be done while the host's `/proc` and all rights are there.
 pub(super) fn early(plan: &mut Plan, process: &Process, facts: &Facts) -> Result<()> {
     if let Some(adj) = process.oom_score_adj() {
@@ -54,7 +55,9 @@ pub(super) fn early(plan: &mut Plan, process: &Process, facts: &Facts) -> Result
         }
         plan.ops.push(Op::OomScore { adj });
     }
+    label::program(plan, process, facts)?;
     if !facts.keyring.is_empty() {
+        label::keyring(plan, process, facts)?;
         let name = cstring("the keyring's name", &format!("_ses.{}", facts.keyring))?;
         plan.ops.push(Op::JoinKeyring { name });
     }

@@ -22,9 +22,13 @@ use crate::namespaces;
 use crate::plan::{self, Facts, Input, SandboxFiles};
 use crate::process::Process;
 use crate::stdio::{Kind as StdioKind, Stdio};
+use crate::sys;
 
 /// How long the cgroup of a failed Create may take to go.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the network devices of a Create may take to be moved.
+const DEVICES_LIMIT: Duration = Duration::from_secs(30);
 
 /// An id that Create is at work on; it is free again however the work ends.
 struct Creating<'a> {
@@ -95,6 +99,7 @@ impl Shim {
         let cgroups = layout.cgroups(&cgroup_path);
         let facts = self.facts(&request, &joined, cgroups.clone(), &spec)?;
         let plan = plan::container(&spec, &facts)?;
+        let devices = plan::net_devices(&spec)?;
         launch::log_plan(&request.id, &plan);
         let resources =
             spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
@@ -107,7 +112,7 @@ impl Shim {
         let (stdio, fds) = Stdio::open(&request.stdio, kind, owner)?;
         let base = ExecBase::new(&spec, facts);
         let cgroup = Cgroup::create(&cgroups, &limits)?;
-        let made = self.launch(&request, plan, joined, fds, stdio, (base, cgroup)).await;
+        let made = self.launch(&request, (plan, devices), joined, fds, stdio, (base, cgroup)).await;
         if made.is_err()
             && let Err(error) = bundle::forget_container(home(self), &request.id, &request.bundle)
         {
@@ -120,7 +125,7 @@ impl Shim {
     async fn launch(
         self: &Arc<Self>,
         request: &CreateContainer,
-        plan: plan::Plan,
+        (plan, devices): (plan::Plan, Option<plan::Plan>),
         joined: Vec<Joined>,
         fds: [Option<OwnedFd>; 3],
         stdio: Stdio,
@@ -137,6 +142,9 @@ impl Shim {
             self.write_server_record()?;
             record.write(home(self), &request.bundle)?;
             let init = self.park(request, plan, joined, fds, &cgroup, stdio).await?;
+            if let Some(plan) = devices {
+                self.bring_devices(&init.0, plan).await?;
+            }
             self.register(request, Parts { base, cgroup: cgroup.clone(), record }, init).await
         };
         let made = made.await;
@@ -193,6 +201,8 @@ impl Shim {
                 request.id.clone()
             },
             terminal: request.stdio.terminal,
+            modules: host.modules,
+            shared: plan::Shared::default(),
         })
     }
 
@@ -211,7 +221,7 @@ impl Shim {
         inputs.extend(
             names.map(|namespace| (Input::Namespace(namespace.index), namespace.file.into())),
         );
-        let into = cgroup_inputs(cgroup, &mut inputs)?;
+        let into = cgroup_inputs(cgroup, &mut inputs, &plan)?;
         if plan.inputs.iter().any(|(input, _)| *input == Input::SandboxShm) {
             let shm = match self.lock().sandbox.as_ref().and_then(|sandbox| sandbox.ready()) {
                 Some(ready) => ready.shm()?,
@@ -228,6 +238,16 @@ impl Shim {
             stdio.attach(master)?;
         }
         Ok((child, stdio))
+    }
+
+    /// Devices of the host into the network namespace of a parked init.
+    async fn bring_devices(&self, init: &Child, plan: plan::Plan) -> Result<()> {
+        let path = format!("/proc/{}/ns/net", init.pid);
+        let ns = File::open(&path).doing(|| format!("open {path}"))?;
+        let links = self.outside(sys::fd::route_socket).doing(|| "socket(NETLINK_ROUTE)")?;
+        let inputs = vec![(Input::HostLinks, links), (Input::Namespace(0), ns.into())];
+        let moved = launch::run_with(&self.reaper, plan, inputs, DEVICES_LIMIT).await;
+        moved.doing(|| "linux.netDevices")
     }
 
     /// Puts the pid on disk, and only then the container in memory.
@@ -309,12 +329,14 @@ pub(super) fn stdio_inputs(fds: [Option<OwnedFd>; 3]) -> Vec<(Input, OwnedFd)> {
     numbered.filter_map(|(fd, number)| Some((Input::Stdio(number), fd?))).collect()
 }
 
-/// On v2 the directory to be born in; on v1 each hierarchy's `cgroup.procs` goes to the child.
+/// On v2 the directory to be born in; on v1, and where the plan wants it, each hierarchy's `cgroup.procs` goes to the child.
 pub(super) fn cgroup_inputs(
     cgroup: &Cgroup,
     inputs: &mut Vec<(Input, OwnedFd)>,
+    plan: &plan::Plan,
 ) -> Result<Option<OwnedFd>> {
-    if cgroup.cgroups().unified {
+    let walks = plan.inputs.iter().any(|(input, _)| matches!(input, Input::CgroupProcs(_)));
+    if cgroup.cgroups().unified && !walks {
         return cgroup.dir_fd().map(Some);
     }
     let procs = cgroup.procs()?.into_iter().enumerate();

@@ -42,7 +42,7 @@ impl Shim {
         launch::log_plan(&target.container, &plan);
         let (mut stdio, fds) = Stdio::open(&paths, StdioKind::Relay, (0, 0))?;
         let mut inputs = stdio_inputs(fds);
-        let into = cgroup_inputs(&cgroup, &mut inputs)?;
+        let into = cgroup_inputs(&cgroup, &mut inputs, &plan)?;
         inputs.push((Input::Init, init.try_clone().doing(|| "dup(pidfd)")?));
         let mut child = launch::launch(&self.reaper, plan, inputs, into)?;
         let started = match timeout(EXEC_LIMIT, child.go()).await {

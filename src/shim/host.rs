@@ -2,6 +2,7 @@
 //!
 //! It must never take a version for a feature: what can be tried is tried.
 
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use crate::error::{Doing, Error, Kind, Result};
@@ -12,6 +13,7 @@ use crate::{plan, sys};
 pub(super) struct Host {
     pub last_cap: u8,
     pub overlay_lowerdir_plus: bool,
+    pub modules: plan::Modules,
 }
 
 impl Host {
@@ -23,7 +25,23 @@ impl Host {
             .trim()
             .parse()
             .map_err(|_| Error::new(Kind::Unknown, format!("{path}: {text:?}")))?;
-        Ok(Host { last_cap, overlay_lowerdir_plus: probe_overlay(scratch) })
+        let overlay_lowerdir_plus = probe_overlay(scratch);
+        Ok(Host { last_cap, overlay_lowerdir_plus, modules: modules() })
+    }
+}
+
+/// AppArmor says so itself. SELinux is there once its file system is mounted and a policy is loaded:
+/// before that all runs as `kernel`.
+fn modules() -> plan::Modules {
+    const SELINUX_MAGIC: i64 = 0xf97c_ff8c;
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let file = std::fs::File::open("/sys/fs/selinux");
+    let mounted = file.is_ok_and(|dir| sys::raw::fs_magic(dir.as_raw_fd()) == Ok(SELINUX_MAGIC));
+    let label = read("/proc/self/attr/current");
+    let label = label.trim_end_matches(['\0', '\n']);
+    plan::Modules {
+        apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
+        selinux: mounted && !["", "kernel"].contains(&label),
     }
 }
 

@@ -40,6 +40,11 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
     Ok(if msg.bytes == 8 { Some((bytes, fd)) } else { None })
 }
 
+/// A `NETLINK_ROUTE` socket of the network namespace that this process is in.
+pub fn route_socket() -> Result<OwnedFd, Errno> {
+    owned(raw::route_socket()?)
+}
+
 /// Opens with `RESOLVE_NO_SYMLINKS`, close-on-exec.
 pub fn open_no_symlinks(path: &CStr, flags: i32) -> Result<OwnedFd, Errno> {
     owned(raw::openat2(raw::CWD, path, flags, 0, libc::RESOLVE_NO_SYMLINKS)?)

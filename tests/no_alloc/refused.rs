@@ -1,6 +1,7 @@
 //! Ops that the kernel, or the child itself, refuses, and what is said of it.
 
 use super::*;
+use containerd_shim_rs::plan::op::Scheduler;
 
 /// Each op with something that the kernel, or the child itself, refuses.
 pub fn refused_on_the_host(dir: &Dir) -> Vec<(Op, &'static str)> {
@@ -98,7 +99,15 @@ pub fn refused_inside() -> Vec<(Op, &'static str)> {
             Op::Symlink { root, target: below_a_file(Missing::Directory), to: c"x".into() },
             "openat2: ENOTDIR",
         ),
-        (Op::Mask { root: none, target: target("file", Missing::Fail), empty: none }, slot),
+        (
+            Op::Mask {
+                root: none,
+                target: target("file", Missing::Fail),
+                empty: none,
+                label: None,
+            },
+            slot,
+        ),
         (Op::Readonly { root: none, target: target("file", Missing::Fail) }, slot),
         (Op::OpenPty { root, into: none, size: None, owner: 0 }, "openat2: ENOENT"),
         (Op::AttachConsole { pty: none, root }, "openat2: ENOENT"),
@@ -113,6 +122,31 @@ pub fn refused_to_the_process() -> Vec<(Op, &'static str)> {
     vec![
         (Op::Hostname { name: CString::new(vec![b'x'; 500]).unwrap() }, "sethostname: EINVAL"),
         (Op::Domainname { name: CString::new(vec![b'x'; 500]).unwrap() }, "setdomainname: EINVAL"),
+        (Op::Affinity { cpus: Set(vec![0]) }, "sched_setaffinity: EINVAL"),
+        (Op::Scheduler(Scheduler { policy: 77, ..Scheduler::default() }), "sched_setattr: EINVAL"),
+        (Op::IoPriority { class: 7, level: 0 }, "ioprio_set: EINVAL"),
+        (Op::MemoryPolicy { mode: 77, nodes: Set(vec![1]) }, "set_mempolicy: EINVAL"),
+        // No security module: the kernel has nobody who would take it.
+        (
+            Op::Label {
+                files: vec![c"absent".into(), c"thread-self/attr/exec".into()],
+                text: c"exec x".into(),
+            },
+            "write: E",
+        ),
+        (
+            Op::Label { files: vec![c"thread-self/attr/absent".into()], text: c"".into() },
+            "openat2: ENOENT",
+        ),
+        (
+            Op::Label { files: vec![c"thread-self/root/proc".into()], text: c"".into() },
+            "openat2: E",
+        ),
+        (
+            Op::BringDevice { host: root, ns: root, name: c"lo".into(), to: c"net0".into() },
+            "ioctl(SIOCGIFINDEX): EBADF",
+        ),
+        (Op::FileLabel { mount: none, label: c"".into() }, slot),
         (Op::ControllingTerminal, "ioctl: E"),
         (Op::Dup { from: none, to: 0 }, slot),
         (Op::Rlimit { resource: 999, soft: 0, hard: 0 }, "prlimit: EINVAL"),

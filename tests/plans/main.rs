@@ -12,8 +12,8 @@ use std::path::PathBuf;
 
 use containerd_shim_rs::error::{Kind, Result};
 use containerd_shim_rs::plan::{
-    self, CgroupDir, Cgroups, Facts, Input, Missing, Op, Plan, RootfsMount, SandboxFiles, Slot,
-    Target,
+    self, CgroupDir, Cgroups, Facts, Input, Missing, Modules, Op, Plan, RootfsMount, SandboxFiles,
+    Shared, Slot, Target,
 };
 use serde_json::{Value, json};
 
@@ -109,7 +109,15 @@ fn facts(value: &Value) -> Facts {
             .map(|s| SandboxFiles { dir: string(s, "dir").into(), shm: yes(s, "shm") }),
         keyring: string(value, "keyring"),
         terminal: yes(value, "terminal"),
+        modules: Modules { apparmor: yes(value, "apparmor"), selinux: yes(value, "selinux") },
+        shared: shared(value),
     }
+}
+
+/// What an exec has of its container's `linux`.
+fn shared(value: &Value) -> Shared {
+    let linux = value.get("shared").cloned().unwrap_or(json!({}));
+    Shared::of(&serde_json::from_value(linux).unwrap())
 }
 
 fn planned(case: &Value) -> Result<Plan> {
@@ -121,6 +129,10 @@ fn planned(case: &Value) -> Result<Plan> {
             let (process, _) = plan::spec::parse_process(&bytes("process"))?;
             let flags = strings(case, "namespaces").iter().fold(0, |f, name| f | flag(name));
             plan::exec(&process, flags, &facts)
+        }
+        "net-devices" => {
+            let spec = plan::spec::parse(&bytes("spec"))?.0;
+            plan::net_devices(&spec).map(Option::unwrap)
         }
         "holder" => plan::holder(&["containerd-shim-rs-v2", "holder"], &facts),
         "remove" => {
@@ -240,13 +252,8 @@ fn what_is_missing_is_refused_by_its_name() {
     let hook = json!([{"path": "/bin/true"}]);
     for (field, value) in [
         ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"})),
-        ("linux.mountLabel", json!("system_u:object_r:container_file_t:s0")),
         ("linux.intelRdt", json!({"closID": "guaranteed"})),
-        ("linux.memoryPolicy", json!({"mode": "MPOL_DEFAULT"})),
-        ("linux.personality", json!({"domain": "LINUX32"})),
-        ("linux.netDevices", json!({"eth1": {"name": "eth0"}})),
         ("linux.timeOffsets", json!({"boottime": {"secs": 1}})),
-        ("process.scheduler", json!({"policy": "SCHED_BATCH"})),
         ("hooks.prestart", hook.clone()),
         ("hooks.createRuntime", hook.clone()),
         ("hooks.createContainer", hook.clone()),

@@ -35,6 +35,8 @@ fn slots(op: &Op) -> (Vec<Slot>, Vec<Slot>) {
         Op::OpenPty { root, into, .. } => (vec![*root], vec![*into]),
         Op::AttachConsole { pty, root } => (vec![*pty, *root], vec![]),
         Op::Dup { from, .. } => (vec![*from], vec![]),
+        Op::BringDevice { host, ns, .. } => (vec![*host, *ns], vec![]),
+        Op::FileLabel { mount, .. } => (vec![*mount], vec![]),
         Op::ExecFd { exe } => (vec![*exe], vec![]),
         _ => (vec![], vec![]),
     }
@@ -216,4 +218,37 @@ fn procfs_and_sysfs_are_on_no_symlink_and_proc_stays_closed() {
             }
         }
     }
+}
+
+/// A label is written, and a schedule set, by who still may; both after the cgroup that bounds them,
+/// and before a container's process or mount could stand in the way.
+#[test]
+fn labels_and_schedules_come_with_all_rights() {
+    let given = |op: &Op| {
+        matches!(
+            op,
+            Op::Label { .. }
+                | Op::Scheduler(_)
+                | Op::IoPriority { .. }
+                | Op::MemoryPolicy { .. }
+                | Op::Personality { .. }
+                | Op::ResetAffinity
+        )
+    };
+    let mut seen = 0;
+    for (name, plan) in all() {
+        seen += places(&plan, given).len();
+        before(&name, &plan, |op| matches!(op, Op::JoinCgroup { .. }), given);
+        before(&name, &plan, given, |op| {
+            let dropped = matches!(op, Op::BoundingSet { .. } | Op::Uid { .. } | Op::NoNewPrivs);
+            dropped || matches!(op, Op::Pivot { .. } | Op::Attach { .. } | Op::Birth)
+        });
+        before(
+            &name,
+            &plan,
+            |op| matches!(op, Op::Label { .. }),
+            |op| matches!(op, Op::Setns { .. } | Op::OpenTree { .. } | Op::Mount { .. }),
+        );
+    }
+    assert!(seen > 20, "{seen}");
 }

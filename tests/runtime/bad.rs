@@ -113,8 +113,6 @@ fn what_we_do_not_have_is_refused_by_name() {
             ("/linux/namespaces", user, "user namespace is not supported"),
             ("/hooks", hook, "hooks.poststart is not supported"),
             ("/mounts", idmap, "mounts[0]: an id-mapped mount is not supported"),
-            ("/process/apparmorProfile", json!("x"), "process.apparmorProfile is not supported"),
-            ("/process/selinuxLabel", json!("x"), "process.selinuxLabel is not supported"),
             ("/linux/cgroupsPath", json!("a.slice:b:c"), "systemd cgroup driver is not supported"),
         ] {
             let spec = with(sh("true"), pointer, value);

@@ -4,6 +4,8 @@
 mod alone;
 mod attacks;
 mod bad;
+mod devices;
+mod fields;
 mod holder;
 mod life;
 mod limits;

@@ -15,16 +15,16 @@ use crate::alone::{Left, alone, children};
 use crate::pod::{Pod, sh, target, with};
 
 /// A network namespace by name, as CNI makes it; gone with the test.
-struct Netns(String);
+pub struct Netns(String);
 
 impl Netns {
-    fn new() -> Netns {
+    pub fn new() -> Netns {
         let name = format!("rs-test-{}", std::process::id());
         assert!(Command::new("ip").args(["netns", "add", &name]).status().unwrap().success());
         Netns(name)
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/run/netns/{}", self.0)
     }
 }
@@ -37,7 +37,7 @@ impl Drop for Netns {
 }
 
 /// Where `ip` is missing there is no namespace to enter.
-fn no_ip() -> bool {
+pub fn no_ip() -> bool {
     let missing = Command::new("ip").arg("-V").output().is_err();
     if missing {
         eprintln!("skipped: needs ip (Debian: iproute2)");
@@ -45,7 +45,7 @@ fn no_ip() -> bool {
     missing
 }
 
-fn request(pod: &Pod, netns: &str, pid: NamespaceMode) -> CreateSandbox {
+pub fn request(pod: &Pod, netns: &str, pid: NamespaceMode) -> CreateSandbox {
     let mut config = PodConfig { hostname: "pod".into(), pid, ..PodConfig::default() };
     config.sysctls.insert("net.ipv4.ip_forward".into(), "1".into());
     let (id, bundle) = ("sandbox".into(), pod.dir.join("home"));
@@ -60,7 +60,7 @@ fn ours() -> Vec<PathBuf> {
 }
 
 /// A container of the pod, as CRI asks for it.
-fn container(script: &str, sandbox: u32, shared_pid: bool) -> Value {
+pub fn container(script: &str, sandbox: u32, shared_pid: bool) -> Value {
     let path = |kind: &str| format!("/proc/{sandbox}/ns/{kind}");
     let mut namespaces = json!([
         {"type": "mount"}, {"type": "cgroup"}, {"type": "ipc", "path": path("ipc")},

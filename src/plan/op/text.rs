@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Attr, Op, Param, Slot, Target};
+use super::{Attr, Op, Param, Scheduler, Slot, Target};
 
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,6 +86,19 @@ pub(in crate::plan) fn namespaces(flags: i32) -> String {
     names.join("|")
 }
 
+impl fmt::Display for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "scheduler {} nice {} priority {}", self.policy, self.nice, self.priority)?;
+        if self.flags != 0 {
+            write!(f, " flags {:#x}", self.flags)?;
+        }
+        match self.times {
+            [0, 0, 0] => Ok(()),
+            [runtime, deadline, period] => write!(f, " time {runtime}/{deadline}/{period}"),
+        }
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -94,6 +107,26 @@ impl fmt::Display for Op {
             Op::Setns { ns, flags } => write!(f, "setns {ns} {}", namespaces(*flags)),
             Op::JoinKeyring { name } => write!(f, "join session keyring {name:?}"),
             Op::OomScore { adj } => write!(f, "oom_score_adj {adj}"),
+            Op::ResetAffinity => f.write_str("cpu affinity of the whole cpuset"),
+            Op::Affinity { cpus } => write!(f, "cpu affinity {cpus}"),
+            Op::Scheduler(scheduler) => write!(f, "{scheduler}"),
+            Op::IoPriority { class, level } => write!(f, "io priority {class}:{level}"),
+            Op::Personality { domain } => write!(f, "personality {domain:#x}"),
+            Op::MemoryPolicy { mode, nodes } => {
+                write!(
+                    f,
+                    "memory policy {mode:#x}{}{nodes}",
+                    if nodes.0.is_empty() { "" } else { " nodes " }
+                )
+            }
+            Op::Label { files, text } => {
+                let file = files.first().map(|file| file.to_string_lossy()).unwrap_or_default();
+                write!(f, "label {text:?} to {file:?}")
+            }
+            Op::FileLabel { mount, label } => write!(f, "label {label:?} to the root of {mount}"),
+            Op::BringDevice { name, to, .. } => {
+                write!(f, "bring network device {name:?} as {to:?}")
+            }
             Op::WriteFile { path, data } => write!(f, "write {data:?} to {path:?}"),
             Op::Sysctl { path, value } => write!(f, "sysctl {path:?} = {value:?}"),
             Op::Rmdir { path } => write!(f, "rmdir {path:?}"),
@@ -128,7 +161,10 @@ impl fmt::Display for Op {
                 write!(f, "mknod {target} {mode:#o} {major}:{minor} owner {uid}:{gid}")
             }
             Op::Symlink { target, to, .. } => write!(f, "symlink {target} -> {to:?}"),
-            Op::Mask { target, .. } => write!(f, "mask {target}"),
+            Op::Mask { target, label, .. } => {
+                let label = label.as_ref().map(|l| format!(" context={l:?}")).unwrap_or_default();
+                write!(f, "mask {target}{label}")
+            }
             Op::Readonly { target, .. } => write!(f, "make {target} read-only"),
             Op::OpenPty { into, size, .. } => match size {
                 Some((rows, cols)) => write!(f, "open pty {rows}x{cols} -> {into}"),

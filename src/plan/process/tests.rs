@@ -9,7 +9,6 @@ fn planned(patch: Value) -> Result<Plan> {
     process.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
     let process: Process = serde_json::from_value(process).unwrap();
     let mut plan = Plan::default();
-    supported(&process)?;
     let facts = Facts { last_cap: 40, ..Facts::default() };
     early(&mut plan, &process, &facts)?;
     run(&mut plan, &process, None, &facts)?;
@@ -125,18 +124,20 @@ fn bad_values_are_refused_by_field() {
 }
 
 #[test]
-fn what_is_missing_is_refused_by_name() {
-    for (field, value) in [
-        ("apparmorProfile", json!("cri-containerd.apparmor.d")),
-        ("selinuxLabel", json!("system_u:system_r:container_t:s0")),
-        ("scheduler", json!({"policy": "SCHED_IDLE"})),
-        ("ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1})),
-        ("execCPUAffinity", json!({"final": "0"})),
+fn a_label_that_the_kernel_cannot_give_is_an_error() {
+    for (field, value, module) in [
+        ("apparmorProfile", "cri-containerd.apparmor.d", "AppArmor"),
+        ("selinuxLabel", "system_u:system_r:container_t:s0", "SELinux"),
     ] {
-        let error = planned(json!({field: value})).unwrap_err();
-        assert_eq!(error.to_string(), format!("process.{field} is not supported"));
-        assert_eq!(error.kind(), Kind::Unimplemented);
+        let error = planned(json!({ field: value })).unwrap_err();
+        let want = format!("process.{field} {value:?}: the kernel does not run with {module}");
+        assert_eq!(error.to_string(), want);
+        assert_eq!(error.kind(), Kind::FailedPrecondition);
     }
-    assert!(planned(json!({"apparmorProfile": "", "selinuxLabel": ""})).is_ok());
-    assert!(planned(json!({"apparmorProfile": "unconfined", "execCPUAffinity": {}})).is_ok());
+    for none in [
+        json!({"apparmorProfile": "", "selinuxLabel": ""}),
+        json!({"apparmorProfile": "unconfined", "execCPUAffinity": {}}),
+    ] {
+        assert!(!planned(none).unwrap().ops.iter().any(|op| matches!(op, Op::Label { .. })));
+    }
 }
