@@ -43,6 +43,8 @@ pub struct ContainerRecord {
     pub start_time: u64,
     /// Its directories, one for each hierarchy.
     pub cgroups: Cgroups,
+    /// Its rootfs on the host, where hooks want it.
+    pub rootfs_mount: Option<PathBuf>,
     /// Once it has ended.
     pub exit_status: Option<u32>,
     /// Milliseconds since 1970.

@@ -15,7 +15,7 @@ use crate::bundle::{self, ContainerRecord, ServerRecord};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::events::Exit;
-use crate::plan::Op;
+use crate::plan::{self, Op};
 use crate::{sandbox, socket, sys};
 
 /// 128 + SIGKILL: what containerd's own shim answers when nobody saw the exit.
@@ -99,6 +99,7 @@ fn remove_container(bundle: &Path, record: &ContainerRecord, end: Instant) -> Re
     errors.extend(end_process(record.pid, record.start_time, Duration::ZERO, end).err());
     errors.extend(empty(&cgroup, end).err());
     errors.extend(remove(&cgroup, end).err());
+    errors.extend(record.rootfs_mount.as_deref().and_then(|path| unmount(path).err()));
     // Without its record, what is left would never be found again.
     if errors.is_empty() {
         errors.extend(bundle::forget_container(bundle, &record.id, bundle).err());
@@ -170,6 +171,15 @@ fn remove(cgroup: &Cgroup, end: Instant) -> Result<()> {
         }
     }
     Error::join(errors)
+}
+
+/// Takes a rootfs away from the host. What is not mounted any more is gone.
+fn unmount(path: &Path) -> Result<()> {
+    let c_path = plan::cpath("rootfs", path)?;
+    match sys::raw::umount(&c_path, libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) {
+        Ok(_) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Error::sys(format!("umount {path:?}"), errno)),
+    }
 }
 
 fn sleep(pause: &mut Duration) {

@@ -13,7 +13,8 @@ use crate::bundle::ContainerRecord;
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::namespaces;
-use crate::plan::{Facts, Shared};
+use crate::plan::hooks::Hook;
+use crate::plan::{Facts, Plan, Shared};
 use crate::process::Process;
 
 /// See the module text.
@@ -27,11 +28,36 @@ pub struct Container {
     pub record: ContainerRecord,
     /// What an exec inherits from the container's spec.
     pub base: ExecBase,
+    /// Hooks that are still to come.
+    pub hooks: Option<Box<Later>>,
     pub freezer: Freezer,
     /// OOM kills that have been published.
     pub oom_kills: u64,
     /// Delete is at work on it.
     pub deleting: bool,
+}
+
+/// What of a spec's hooks comes after Create.
+#[derive(Clone, Debug)]
+pub struct Later {
+    pub annotations: BTreeMap<String, String>,
+    /// Each `startContainer` hook with its plan, which needs the process of the spec.
+    pub start: Vec<(Hook, Plan)>,
+    pub poststart: Vec<Hook>,
+    pub poststop: Vec<Hook>,
+}
+
+impl Later {
+    /// What is left of it once Start is at work: plans cost kilobytes.
+    pub fn after_start(&self) -> Option<Box<Later>> {
+        let left = Later {
+            annotations: self.annotations.clone(),
+            start: Vec::new(),
+            poststart: Vec::new(),
+            poststop: self.poststop.clone(),
+        };
+        (!left.poststop.is_empty()).then(|| Box::new(left))
+    }
 }
 
 /// See [`Container::base`].

@@ -167,19 +167,34 @@ pub async fn run_with(
 }
 
 impl Child {
+    /// Waits until the child has stopped for hooks. On an error it is dead.
+    pub async fn at_hooks(&mut self) -> Result<()> {
+        self.stopped(Op::Hooks).await
+    }
+
     /// Waits until the child is parked before its program. On an error it is dead.
     pub async fn ready(&mut self) -> Result<()> {
+        self.stopped(Op::Ready).await
+    }
+
+    async fn stopped(&mut self, at: Op) -> Result<()> {
         match self.next().await? {
-            Some(()) => Ok(()),
+            Some(op) if self.is(op, |op| *op == at) => Ok(()),
+            Some(_) => Err(self.out_of_order().await),
             None => Err(self.died().await),
         }
+    }
+
+    /// Lets a child go on that has stopped.
+    pub fn resume(&self) {
+        let _ = sys::raw::send(self.reports.get_ref().as_raw_fd(), &GO, None);
     }
 
     /// Lets a parked child go on, and waits until its program runs or it has ended well.
     pub async fn go(&mut self) -> Result<()> {
         // Only where it is read: an unread message would make the child's end an ECONNRESET.
         if self.plan.ops.contains(&Op::Ready) {
-            let _ = sys::raw::send(self.reports.get_ref().as_raw_fd(), &GO, None);
+            self.resume();
         }
         match self.next().await? {
             None if self.expecting.is_some() => Err(self.died().await),
@@ -187,12 +202,16 @@ impl Child {
                 self.released = true;
                 Ok(())
             }
-            Some(()) => Err(self.failed(Error::new(Kind::Unknown, "a report out of order")).await),
+            Some(_) => Err(self.out_of_order().await),
         }
     }
 
-    /// `Some`: ready. `None`: the other end is closed, by `execve` or by death.
-    async fn next(&mut self) -> Result<Option<()>> {
+    async fn out_of_order(&mut self) -> Error {
+        self.failed(Error::new(Kind::Unknown, "a report out of order")).await
+    }
+
+    /// `Some`: stopped, at this step. `None`: the other end is closed, by `execve` or by death.
+    async fn next(&mut self) -> Result<Option<u16>> {
         loop {
             let mut guard = self.reports.readable().await.doing(|| "epoll_wait(reports)")?;
             let message = match sys::fd::receive(self.reports.get_ref().as_fd()) {
@@ -207,7 +226,7 @@ impl Child {
                 Ok(Some(message)) => message,
             };
             match (Report::decode(message.0), message.1) {
-                (Some(Report::Ready { .. }), None) => return Ok(Some(())),
+                (Some(Report::Ready { op }), None) => return Ok(Some(op)),
                 (Some(Report::Master { op }), Some(fd))
                     if self.master.is_none()
                         && self.is(op, |op| matches!(op, Op::OpenPty { .. })) =>

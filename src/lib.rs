@@ -16,6 +16,7 @@ pub mod error;
 pub mod events;
 pub mod fifo;
 pub mod holder;
+pub mod hooks;
 pub mod launch;
 pub mod namespaces;
 pub mod plan;

@@ -1,10 +1,11 @@
 //! The pod's network, IPC and UTS namespaces, which the serving process itself lives in while the
 //! sandbox is ready, and the way back out.
 //!
-//! The saved descriptors are an escape to the host: close-on-exec, and never given to a child.
+//! The saved descriptors are an escape to the host: close-on-exec, and never given to a child that
+//! is not a hook on its way back to the host.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -104,6 +105,15 @@ impl Pod {
     /// Goes back to the host's namespaces, so that the pod's end with its processes.
     pub fn leave(&self) -> Result<()> {
         self.lock().take().map_or(Ok(()), |mut entered| entered.leave())
+    }
+
+    /// The host's namespaces that this process has left, for a child that goes back to them before
+    /// it runs a program of the host.
+    pub fn host(&self) -> Result<Vec<(i32, OwnedFd)>> {
+        let entered = self.lock();
+        let host = entered.iter().flat_map(|entered| &entered.host);
+        host.map(|(flag, file)| Ok((*flag, file.try_clone().doing(|| "dup(namespace)")?.into())))
+            .collect()
     }
 
     /// Runs `work` in the host's network namespace, wherever this process is.

@@ -7,6 +7,7 @@
 mod create;
 mod exec;
 mod exit;
+mod hooks;
 mod host;
 mod live;
 mod oom;

@@ -96,6 +96,7 @@ fn modules_import_downwards() {
             "namespaces",
             "socket",
             "holder",
+            "hooks",
         ],
         &["plan", "child"],
         &["sys"],

@@ -32,6 +32,7 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
         Op::WriteFile { path, data } => path::write_file(path, data.to_bytes()),
         Op::Sysctl { path, value } => path::write_file(path, value.to_bytes()),
         Op::Rmdir { path } => path::rmdir(path),
+        Op::Unmount { path } => path::unmount(path),
 
         Op::OpenTree { source, into, recursive } => {
             let fd = raw::clone_tree(raw::CWD, source, *recursive).at(Call::OpenTree)?;
@@ -133,7 +134,7 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
             Ok(())
         }
         Op::ResetSignals => process::reset_signals(),
-        Op::Ready => process::ready(f.fd(f.report)?, index),
+        Op::Hooks | Op::Ready => process::ready(f.fd(f.report)?, index),
         Op::CloseFds => close_fds(f),
         Op::Exec => process::exec(f),
         Op::ExecFd { exe } => process::exec_fd(f, f.fd(*exe)?),

@@ -255,3 +255,11 @@ pub(super) fn rmdir(path: &CStr) -> Result<(), Fail> {
         }
     }
 }
+
+/// Takes a mount away. Twice is as good as once.
+pub(super) fn unmount(path: &CStr) -> Result<(), Fail> {
+    match raw::umount(path, libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) {
+        Ok(_) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Fail(Call::Umount, errno)),
+    }
+}

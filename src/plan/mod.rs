@@ -19,6 +19,7 @@ pub mod cgroup;
 mod cgroups;
 pub mod device_filter;
 mod devices;
+pub mod hooks;
 mod mounts;
 mod namespaces;
 mod net_devices;
@@ -49,6 +50,8 @@ pub enum Input {
     Namespace(usize),
     /// The pidfd of the container's init, for an exec.
     Init,
+    /// The host's namespace of one `CLONE_NEW*`, for a hook while this process is in the pod's.
+    HostNamespace(i32),
     /// The pod's `/dev/shm`, a detached tmpfs.
     SandboxShm,
     /// An executable file.
@@ -172,7 +175,7 @@ impl Plan {
 pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     let Some(linux) = spec.linux() else { return Err(Error::invalid("linux is missing")) };
     let Some(process) = spec.process() else { return Err(Error::invalid("process is missing")) };
-    supported(spec, linux)?;
+    supported(linux)?;
     let flow = rootfs_propagation(linux)?;
 
     let mut plan = Plan::default();
@@ -207,6 +210,10 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
         pty = Some(opened);
     }
     process::make_cwd(&mut plan, process, root)?;
+    // All mounts are there, and nothing is read-only or masked yet: as runc has it.
+    if hooks::Hooks::of(spec)?.before_pivot() {
+        plan.ops.push(Op::Hooks);
+    }
     plan.ops.extend(late);
     if spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false) {
         let attr = Attr { set: MOUNT_ATTR_RDONLY, ..Attr::default() };
@@ -323,7 +330,7 @@ fn alone(ops: impl Iterator<Item = Result<Op>>) -> Result<Plan> {
 }
 
 /// Refuses by name what is not there; silence would be a container that is not as its spec says.
-fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
+fn supported(linux: &Linux) -> Result<()> {
     let fields = [
         ("linux.seccomp", linux.seccomp().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
@@ -331,21 +338,6 @@ fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
     ];
     if let Some((field, _)) = fields.iter().find(|(_, given)| *given) {
         return Err(Error::unimplemented(field));
-    }
-    let Some(hooks) = spec.hooks() else { return Ok(()) };
-    #[allow(deprecated)] // In the specification all the same, and in use.
-    let prestart = hooks.prestart();
-    for (name, list) in [
-        ("prestart", prestart),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ] {
-        if list.as_ref().is_some_and(|list| !list.is_empty()) {
-            return Err(Error::unimplemented(format!("hooks.{name}")));
-        }
     }
     Ok(())
 }

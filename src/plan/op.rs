@@ -122,6 +122,8 @@ pub enum Op {
     Sysctl { path: CString, value: CString },
     /// Removes a host directory; one that is absent is not an error. EBUSY is tried again for 1 s.
     Rmdir { path: CString },
+    /// Takes a mount of the host away, lazily; what is no mount point is not an error.
+    Unmount { path: CString },
 
     /// `open_tree(OPEN_TREE_CLONE)` of a host path.
     OpenTree { source: CString, into: Slot, recursive: bool },
@@ -167,6 +169,8 @@ pub enum Op {
     OpenPty { root: Slot, into: Slot, size: Option<(u16, u16)>, owner: u32 },
     /// Attaches the pty's slave on `/dev/console`.
     AttachConsole { pty: Slot, root: Slot },
+    /// As `Ready`, for the hooks that come before the root is changed.
+    Hooks,
     /// `pivot_root(".", ".")` into the rootfs and away with the old tree.
     Pivot { root: Slot },
 

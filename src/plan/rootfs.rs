@@ -39,8 +39,8 @@ enum Opened {
     Old(Op),
 }
 
-/// Opens what the root file system is made of. Before `Propagate`.
-pub(super) fn open(plan: &mut Plan, spec: &Spec, facts: &Facts) -> Result<Rootfs> {
+/// `root.path` on the host.
+pub(super) fn path(spec: &Spec, facts: &Facts) -> Result<PathBuf> {
     let Some(root) = spec.root() else { return Err(Error::invalid("root is missing")) };
     if root.path().as_os_str().is_empty() {
         return Err(Error::invalid("root.path is empty"));
@@ -49,6 +49,12 @@ pub(super) fn open(plan: &mut Plan, spec: &Spec, facts: &Facts) -> Result<Rootfs
     if path == Path::new("/") {
         return Err(Error::invalid("root.path is the host's root"));
     }
+    Ok(path)
+}
+
+/// Opens what the root file system is made of. Before `Propagate`.
+pub(super) fn open(plan: &mut Plan, spec: &Spec, facts: &Facts) -> Result<Rootfs> {
+    let path = path(spec, facts)?;
     let count = facts.rootfs.len();
     if count > MOST_MOUNTS {
         return Err(Error::invalid(format!("rootfs: {count} mounts, the limit is {MOST_MOUNTS}")));

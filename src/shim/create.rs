@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 
+use super::hooks::Creation;
 use super::host::Host;
 use super::{Shim, exit, home, oom};
 use crate::api::{CreateContainer, Target};
 use crate::bundle::{self, ContainerRecord, RECORD_VERSION};
 use crate::cgroup::Cgroup;
-use crate::container::{Container, ExecBase, Freezer};
+use crate::container::{Container, ExecBase, Freezer, Later};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Event;
 use crate::launch::{self, Child};
@@ -48,6 +49,7 @@ struct Parts {
     base: ExecBase,
     cgroup: Cgroup,
     record: ContainerRecord,
+    hooks: Option<Box<Later>>,
 }
 
 /// A namespace that the spec names by its path.
@@ -97,7 +99,8 @@ impl Shim {
         let layout = self.layout()?;
         let joined = joined_namespaces(&spec)?;
         let cgroups = layout.cgroups(&cgroup_path);
-        let facts = self.facts(&request, &joined, cgroups.clone(), &spec)?;
+        let mut facts = self.facts(&request, &joined, cgroups.clone(), &spec)?;
+        let hooks = Creation::plan(&spec, &mut facts)?;
         let plan = plan::container(&spec, &facts)?;
         let devices = plan::net_devices(&spec)?;
         launch::log_plan(&request.id, &plan);
@@ -112,7 +115,8 @@ impl Shim {
         let (stdio, fds) = Stdio::open(&request.stdio, kind, owner)?;
         let base = ExecBase::new(&spec, facts);
         let cgroup = Cgroup::create(&cgroups, &limits)?;
-        let made = self.launch(&request, (plan, devices), joined, fds, stdio, (base, cgroup)).await;
+        let parts = (base, cgroup, hooks);
+        let made = self.launch(&request, (plan, devices), joined, fds, stdio, parts).await;
         if made.is_err()
             && let Err(error) = bundle::forget_container(home(self), &request.id, &request.bundle)
         {
@@ -129,29 +133,38 @@ impl Shim {
         joined: Vec<Joined>,
         fds: [Option<OwnedFd>; 3],
         stdio: Stdio,
-        (base, cgroup): (ExecBase, Cgroup),
+        (base, cgroup, mut hooks): (ExecBase, Cgroup, Option<Creation>),
     ) -> Result<u32> {
         let record = ContainerRecord {
             version: RECORD_VERSION,
             id: request.id.clone(),
             cgroups: cgroup.cgroups().clone(),
+            rootfs_mount: hooks.as_ref().and_then(Creation::rootfs_mount),
             ..ContainerRecord::default()
         };
         let made = async {
             // On disk before there is a process that `delete` would have to find.
             self.write_server_record()?;
             record.write(home(self), &request.bundle)?;
-            let init = self.park(request, plan, joined, fds, &cgroup, stdio).await?;
-            if let Some(plan) = devices {
-                self.bring_devices(&init.0, plan).await?;
+            if let Some(hooks) = &hooks {
+                self.mount_for_hooks(hooks).await?;
             }
-            self.register(request, Parts { base, cgroup: cgroup.clone(), record }, init).await
+            let inputs = (fds, &cgroup, &mut hooks);
+            let init = self.park(request, (plan, devices), joined, inputs, stdio).await?;
+            let later = hooks.as_ref().and_then(Creation::later);
+            let parts = Parts { base, cgroup: cgroup.clone(), record, hooks: later };
+            self.register(request, parts, init).await
         };
         let made = made.await;
         if made.is_err()
             && let Err(error) = self.remove_cgroup(&cgroup).await
         {
             log::warn!("after a failed create of {:?}: {error}", request.id);
+        }
+        if made.is_err()
+            && let Some(hooks) = &hooks
+        {
+            self.undo_hooks(request, hooks).await;
         }
         made
     }
@@ -210,10 +223,9 @@ impl Shim {
     async fn park(
         self: &Arc<Self>,
         request: &CreateContainer,
-        plan: plan::Plan,
+        (plan, devices): (plan::Plan, Option<plan::Plan>),
         joined: Vec<Joined>,
-        fds: [Option<OwnedFd>; 3],
-        cgroup: &Cgroup,
+        (fds, cgroup, hooks): ([Option<OwnedFd>; 3], &Cgroup, &mut Option<Creation>),
         mut stdio: Stdio,
     ) -> Result<(Child, Stdio)> {
         let mut inputs = stdio_inputs(fds);
@@ -233,14 +245,25 @@ impl Shim {
         if let Some(entry) = self.lock().creating.get_mut(&request.id) {
             *entry = Some(Arc::clone(&child.pidfd));
         }
-        child.ready().await?;
+        let hooks = hooks.as_mut().filter(|hooks| hooks.stops());
+        match hooks {
+            Some(_) => child.at_hooks().await?,
+            None => child.ready().await?,
+        }
+        if let Some(plan) = devices {
+            self.bring_devices(&child, plan).await?;
+        }
+        if let Some(hooks) = hooks {
+            self.create_hooks(request, hooks, &mut child, cgroup).await?;
+            child.ready().await?;
+        }
         if let Some(master) = child.master.take() {
             stdio.attach(master)?;
         }
         Ok((child, stdio))
     }
 
-    /// Devices of the host into the network namespace of a parked init.
+    /// Devices of the host into the network namespace of an init that waits.
     async fn bring_devices(&self, init: &Child, plan: plan::Plan) -> Result<()> {
         let path = format!("/proc/{}/ns/net", init.pid);
         let ns = File::open(&path).doing(|| format!("open {path}"))?;
@@ -266,7 +289,7 @@ impl Shim {
             child.kill().await;
             return Err(Error::new(Kind::FailedPrecondition, "the sandbox was stopped"));
         }
-        let Parts { base, cgroup, record } = parts;
+        let Parts { base, cgroup, record, hooks } = parts;
         let container = Container {
             id: request.id.clone(),
             bundle: request.bundle.clone(),
@@ -276,6 +299,7 @@ impl Shim {
             cgroup: cgroup.clone(),
             record,
             base,
+            hooks,
             freezer: Freezer::Thawed,
             deleting: false,
         };

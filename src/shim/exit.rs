@@ -108,7 +108,7 @@ impl Shim {
     }
 
     /// Kills what is left of a container whose init is dead.
-    async fn kill_leftovers(&self, id: &str, cgroup: &Cgroup) {
+    pub(super) async fn kill_leftovers(&self, id: &str, cgroup: &Cgroup) {
         let end = Instant::now() + LEFTOVER_LIMIT;
         let mut pause = Duration::from_millis(1);
         while !cgroup.empty().unwrap_or(true) {
@@ -196,21 +196,31 @@ impl Shim {
 
     /// Every step runs; the container stays, to be deleted again, if one fails.
     async fn take_down(&self, id: &str) -> Result<Deleted> {
-        let (stdios, cgroup, dir) = {
+        let (stdios, cgroup, dir, hooks, mount) = {
             let mut state = self.lock();
             let container = state.container_mut(id)?;
             let processes =
                 std::iter::once(&mut container.init).chain(container.execs.values_mut());
             let stdios: Vec<_> = processes.filter_map(|process| process.stdio.take()).collect();
-            (stdios, container.cgroup.clone(), container.bundle.clone())
+            // Once, however often Delete has to be sent.
+            let hooks = container.hooks.take();
+            let (dir, mount) = (container.bundle.clone(), container.record.rootfs_mount.clone());
+            (stdios, container.cgroup.clone(), dir, hooks, mount)
         };
         self.kill_leftovers(id, &cgroup).await;
         let end = Instant::now() + DRAIN_LIMIT;
         for stdio in stdios {
             stdio.drain(end.saturating_duration_since(Instant::now())).await;
         }
-        let steps =
-            [self.remove_cgroup(&cgroup).await, bundle::forget_container(home(self), id, &dir)];
+        let removed = self.remove_cgroup(&cgroup).await;
+        if let Some(hooks) = hooks {
+            self.poststop_hooks(id, &dir, &hooks, true).await;
+        }
+        let steps = [
+            removed,
+            self.unmount_rootfs(mount.as_deref()).await,
+            bundle::forget_container(home(self), id, &dir),
+        ];
         Error::join(steps.into_iter().filter_map(Result::err).collect())?;
         let mut state = self.lock();
         let container = state.containers.remove(id).ok_or_else(|| super::no_container(id))?;

@@ -34,7 +34,7 @@ impl Shim {
         };
         let result = match begun.doing(name)? {
             Begin::Init(mut child) => {
-                let result = child.go().await.map(|()| child.pid);
+                let result = self.start_init(&target.container, &mut child).await;
                 self.settle(&target, &result, None);
                 result
             }

@@ -116,8 +116,12 @@ fn outcomes(plans: Vec<(Plan, Vec<(Input, OwnedFd)>)>) -> Vec<(u32, Result<()>)>
         let mut all = Vec::new();
         for (plan, inputs) in plans {
             let parks = plan.ops.contains(&Op::Ready);
+            let hooks = plan.ops.contains(&Op::Hooks);
             OWNER.store(nix::unistd::getpid().as_raw(), Ordering::Relaxed);
             let mut child = launch::launch(&reaper, plan, inputs, None).unwrap();
+            if hooks && child.at_hooks().await.is_ok() {
+                child.resume();
+            }
             let parked = if parks { child.ready().await } else { Ok(()) };
             let result = match parked {
                 // Its end first: a message that is queued can be read all the same, and a child
@@ -153,9 +157,9 @@ macro_rules! kinds {
 }
 
 kinds! {
-    JoinCgroup Unshare Setns JoinKeyring OomScore WriteFile Sysctl Rmdir OpenTree CloneTree
+    JoinCgroup Unshare Setns JoinKeyring OomScore WriteFile Sysctl Rmdir Unmount OpenTree CloneTree
     SetAttr NewMount OldMount Propagate AttachRootfs OpenRootfs Attach Mount MakeDir
-    MakeNode Symlink Mask Readonly OpenPty AttachConsole Pivot Hostname Domainname Setsid
+    MakeNode Symlink Mask Readonly OpenPty AttachConsole Hooks Pivot Hostname Domainname Setsid
     ControllingTerminal Birth Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
     NoNewPrivs Chdir VerifyCwd Home FindExecutable ResetSignals Ready CloseFds Exec ExecFd
     Exit ResetAffinity Affinity Scheduler IoPriority Personality MemoryPolicy Label
@@ -276,6 +280,9 @@ fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
         Op::CloneTree { from: one, into: two },
         Op::WriteFile { path: dir.path("file"), data: c"x".into() },
         Op::Rmdir { path: dir.path("absent") },
+        Op::Unmount { path: dir.path("cgroup") },
+        Op::Unmount { path: dir.path("absent") },
+        Op::Hooks,
         Op::Birth,
         Op::Exit,
     ];

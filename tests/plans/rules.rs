@@ -99,7 +99,9 @@ fn host_paths_are_opened_before_anything_else_is_done_to_mounts() {
         let slave = |op: &Op| matches!(op, Op::Propagate { flags } if *flags == 0x8_4000);
         before(name, plan, slave, attaches);
         before(name, plan, attaches, |op| matches!(op, Op::Pivot { .. }));
-        if plan.ops.iter().any(attaches) {
+        // What is mounted on the host for its hooks is the one thing that is not in a namespace.
+        if plan.ops.iter().any(attaches) && name != "mount-rootfs" {
+            assert_ne!(plan.namespaces & libc::CLONE_NEWNS, 0, "{name}");
             assert_eq!(places(plan, slave).len(), 1, "{name}");
         }
     }
@@ -123,6 +125,10 @@ fn every_open_tree_says_how_it_propagates_before_it_is_attached() {
             assert!(next.is_some_and(|op| says(&op)), "{name}: {op}");
         }
     }
+}
+
+fn runs(plan: &Plan) -> bool {
+    !matches!(plan.ops.last(), Some(Op::Exit))
 }
 
 #[test]
@@ -153,7 +159,10 @@ fn rights_are_dropped_in_the_one_sound_order() {
             Op::Exec | Op::ExecFd { .. } => Some(20),
             _ => None,
         };
-        if matches!(plan.ops.last(), Some(Op::Exit)) {
+        // A program of the host, in a hook's place, has the host's rights.
+        let rights = plan.ops.iter().any(|op| matches!(op, Op::Capset { .. }));
+        assert_eq!(rights, !name.starts_with("hook-host-") && runs(&plan), "{name}");
+        if !rights {
             continue;
         }
         seen += 1;
@@ -187,9 +196,12 @@ fn nothing_is_written_to_a_root_that_is_read_only() {
         let writes = |op: &Op| target(op).is_some_and(|target| target.missing != Missing::Fail);
         before(name, plan, writes, seals);
         before(name, plan, |op| matches!(op, Op::AttachConsole { .. }), seals);
-        // A container can cover what is masked with nothing that comes later.
+        // A hook may write; a container can cover what is masked with nothing that comes later.
+        before(name, plan, |op| matches!(op, Op::Hooks), seals);
+        before(name, plan, writes, |op| matches!(op, Op::Hooks));
         let restricts = |op: &Op| matches!(op, Op::Mask { .. } | Op::Readonly { .. });
         before(name, plan, writes, restricts);
+        before(name, plan, |op| matches!(op, Op::Hooks), restricts);
     }
 }
 

@@ -103,7 +103,6 @@ fn what_we_do_not_have_is_refused_by_name() {
     alone(async |pod: &mut Pod| {
         first(pod).await;
         let seccomp = json!({"defaultAction": "SCMP_ACT_ALLOW"});
-        let hook = json!({"poststart": [{"path": "/bin/true"}]});
         let user = json!([{"type": "mount"}, {"type": "user"}]);
         let id = json!({"containerID": 0, "hostID": 1000, "size": 1});
         let idmap = json!([{"destination": "/x", "source": "/tmp", "options": ["bind"],
@@ -111,7 +110,6 @@ fn what_we_do_not_have_is_refused_by_name() {
         for (pointer, value, want) in [
             ("/linux/seccomp", seccomp, "linux.seccomp is not supported"),
             ("/linux/namespaces", user, "user namespace is not supported"),
-            ("/hooks", hook, "hooks.poststart is not supported"),
             ("/mounts", idmap, "mounts[0]: an id-mapped mount is not supported"),
             ("/linux/cgroupsPath", json!("a.slice:b:c"), "systemd cgroup driver is not supported"),
         ] {

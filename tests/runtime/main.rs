@@ -7,6 +7,8 @@ mod bad;
 mod devices;
 mod fields;
 mod holder;
+mod hooks;
+mod hooks_rootfs;
 mod life;
 mod limits;
 mod matrix;

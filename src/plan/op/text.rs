@@ -130,6 +130,7 @@ impl fmt::Display for Op {
             Op::WriteFile { path, data } => write!(f, "write {data:?} to {path:?}"),
             Op::Sysctl { path, value } => write!(f, "sysctl {path:?} = {value:?}"),
             Op::Rmdir { path } => write!(f, "rmdir {path:?}"),
+            Op::Unmount { path } => write!(f, "unmount {path:?}"),
             Op::OpenTree { source, into, recursive } => {
                 write!(
                     f,
@@ -171,6 +172,7 @@ impl fmt::Display for Op {
                 None => write!(f, "open pty -> {into}"),
             },
             Op::AttachConsole { pty, .. } => write!(f, "attach {pty} on \"/dev/console\""),
+            Op::Hooks => f.write_str("hooks"),
             Op::Pivot { root } => write!(f, "pivot root {root}"),
             Op::Hostname { name } => write!(f, "hostname {name:?}"),
             Op::Domainname { name } => write!(f, "domainname {name:?}"),
