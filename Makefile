@@ -1,6 +1,6 @@
 # `make help` lists the targets. The scripts in hack/ do the work and can be called on their own.
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test check e2e critest critest-podsandbox clean
+.PHONY: help build tools demo test check e2e critest critest-podsandbox test-compat clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ critest: build ## the whole of critest, beside runc: what runc passes has to pas
 
 critest-podsandbox: build ## the same for the shim in pause mode (sandboxer = 'podsandbox')
 	@hack/critest.sh rs-podsandbox runc
+
+test-compat: build ## the same smoke on containerd 1.6, 1.7, 2.1, 2.3 and on docker
+	@hack/compat.sh
 
 clean: ## what was built here; the private containerd is stopped first
 	hack/containerd.sh stop

@@ -311,12 +311,26 @@ fn step_error(plan: &Plan, op: u16, call: Call, errno: Errno) -> Error {
         (Some(Op::Label { .. }), Errno::ENOENT) if call == Call::Write => {
             error.doing("no such profile is loaded")
         }
-        (Some(Op::FindExecutable { .. }), Errno::ENOENT) => {
-            let name =
-                plan.args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-            Error::sys(format!("{name:?}: executable file not found in $PATH"), errno)
-        }
-        _ => error,
+        (Some(op), _) => match not_run(op, errno) {
+            Some(words) => {
+                let name = plan.args.first().map(|a| a.to_string_lossy().into_owned());
+                Error::sys(format!("{:?}: {words}", name.unwrap_or_default()), errno)
+            }
+            None => error,
+        },
+        (None, _) => error,
     };
     error.doing(format!("step {}/{}: {text}", index + 1, plan.ops.len()))
+}
+
+/// Why a program cannot be run, in the words by which docker finds its exit codes 126 and 127.
+fn not_run(op: &Op, errno: Errno) -> Option<&'static str> {
+    match (op, errno) {
+        (Op::FindExecutable { .. }, Errno::ENOENT) => Some("executable file not found in $PATH"),
+        (Op::FindExecutable { .. }, Errno::EISDIR) => Some("is a directory"),
+        (Op::FindExecutable { .. } | Op::Exec, Errno::EACCES) => Some("permission denied"),
+        // The program itself has been found: a script's interpreter, or a loader.
+        (Op::Exec, Errno::ENOENT) => Some("its interpreter: no such file or directory"),
+        _ => None,
+    }
 }

@@ -210,9 +210,11 @@ impl Shim {
         }
         let container = state.container(id)?;
         let mut pids = container.cgroup.pids().unwrap_or_default();
-        // Never empty and never an error while the init lives: containerd would remove the
-        // container at its next start.
-        if container.init.is_alive() && !pids.contains(&container.init.pid) {
+        // Never empty and never an error before Delete: containerd takes a container without pids
+        // for one that was never made, and removes it at its next start. Hence an ended init too,
+        // as in State: its exit status would be lost if it ended while containerd was away.
+        let is_alive = container.init.is_alive();
+        if pids.is_empty() || (is_alive && !pids.contains(&container.init.pid)) {
             pids.push(container.init.pid);
         }
         let exec_of =

@@ -149,7 +149,7 @@ fn steps_that_fail() {
             (
                 "no program",
                 args(json!(["/etc/passwd"])),
-                "find executable [\"/etc/passwd\"]: access: EACCES",
+                "find executable [\"/etc/passwd\"]: \"/etc/passwd\": permission denied: EACCES",
             ),
             ("source", mount("/no/such", "/x"), "open tree \"/no/such\" recursive -> "),
             ("directory on file", mount("/tmp", "/etc/passwd"), "move_mount: EINVAL"),

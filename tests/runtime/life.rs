@@ -99,10 +99,14 @@ fn execs() {
 #[test]
 fn an_exec_without_its_program() {
     alone(async |pod: &mut Pod| {
-        pod.running("c", "sleep 100").await;
+        let script = "printf '#!/nowhere' >/script; chmod 755 /script; touch /ready; sleep 100";
+        pod.running("c", script).await;
+        pod.until("c", "ready").await;
         let nowhere = with(process(""), "/args", json!(["nowhere"]));
         let cwd = with(process("true"), "/cwd", json!("/no/such"));
         let directory = with(process(""), "/args", json!(["/bin"]));
+        let text = with(process(""), "/args", json!(["/etc/passwd"]));
+        let script = with(process(""), "/args", json!(["/script"]));
         for (exec, process, status, want) in [
             (
                 "missing",
@@ -111,7 +115,14 @@ fn an_exec_without_its_program() {
                 "find executable [\"/bin/nowhere\"]: \"nowhere\": executable",
             ),
             ("cwd", cwd, 127, "chdir \"/no/such\" (may wait for the user): chdir: ENOENT"),
-            ("directory", directory, 126, "find executable [\"/bin\"]: access: EISDIR"),
+            ("directory", directory, 126, "\"/bin\": is a directory: EISDIR"),
+            ("text", text, 126, "\"/etc/passwd\": permission denied: EACCES"),
+            (
+                "script",
+                script,
+                127,
+                "\"/script\": its interpreter: no such file or directory: ENOENT",
+            ),
         ] {
             pod.exec("c", exec, &process).unwrap();
             let error = pod.start("c", exec).await.unwrap_err().to_string();
@@ -121,8 +132,8 @@ fn an_exec_without_its_program() {
             assert_eq!(pod.wait("c", exec).await.unwrap().status, status);
             assert_eq!(pod.delete("c", exec).await.unwrap().exit.status, status);
         }
-        let events = pod.events().await;
-        assert_eq!(events[2..], ["added c/missing", "added c/cwd", "added c/directory"]);
+        let added = ["missing", "cwd", "directory", "text", "script"];
+        assert_eq!(pod.events().await[2..], added.map(|exec| format!("added c/{exec}")));
     });
 }
 
@@ -148,7 +159,7 @@ fn execs_end_with_their_container() {
         {
             let spec = with(sh("sleep 100"), "/linux/namespaces", namespaces);
             let spec = with(spec, "/hostname", json!(""));
-            pod.create(own, &spec).await.unwrap();
+            let init = pod.create(own, &spec).await.unwrap();
             pod.start(own, "").await.unwrap();
             let (one, two) = (format!("{own}1"), format!("{own}2"));
             for exec in [&one, &two] {
@@ -163,7 +174,7 @@ fn execs_end_with_their_container() {
             assert_eq!(events.pop().unwrap(), format!("exit {own} 137"));
             events.sort();
             assert_eq!(events, [&one, &two].map(|exec| format!("exit {own}/{exec} 137")));
-            assert_eq!(pod.shim.pids(own).unwrap(), []);
+            assert_eq!(pod.shim.pids(own).unwrap(), [Pid { pid: init, exec_id: None }]);
             let error = pod.exec(own, "late", &process("true")).unwrap_err();
             assert_eq!(error.kind(), Kind::FailedPrecondition);
             assert!(error.to_string().contains("init process is not running"), "{error}");

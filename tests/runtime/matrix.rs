@@ -56,8 +56,7 @@ async fn call(pod: &mut Pod, verb: &str, exec: &str) -> Result<()> {
         }
         "pids" => {
             let pids = shim.pids("c")?;
-            let alive = pod.shim.state(&at)?.exit.is_none();
-            assert_eq!(pids.is_empty(), !alive, "{pids:?}");
+            assert!(!pids.is_empty(), "containerd would remove it at its next start");
             Ok(())
         }
         "stats" => shim.stats("c").map(drop),
