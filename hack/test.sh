@@ -12,6 +12,11 @@ if { [[ ! -x /bin/busybox ]] || ldd /bin/busybox >/dev/null 2>&1; } && command -
 	echo "test: installing busybox-static"
 	apt-get install -y -qq busybox-static >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq busybox-static >/dev/null; }
 fi
+# tests/seccomp links the library that our filters are compared with.
+if [[ ! -e /usr/include/seccomp.h ]]; then
+	echo "test: installing libseccomp-dev"
+	apt-get install -y -qq libseccomp-dev >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq libseccomp-dev >/dev/null; }
+fi
 # shim/tests/footprint.rs measures what is shipped. A test runs in its package's folder: no relative path.
 shim=$(timeout -k 10 1500 hack/build.sh)
 SHIM_BINARY=$(realpath "$shim") timeout -k 10 1500 cargo test --workspace --locked

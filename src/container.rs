@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use serde_json::{Value, json};
 
 use crate::api::State;
 use crate::bundle::ContainerRecord;
@@ -14,6 +15,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::namespaces;
 use crate::plan::hooks::Hook;
+use crate::plan::seccomp::Listener;
 use crate::plan::{Facts, Plan, Shared};
 use crate::process::Process;
 
@@ -69,14 +71,21 @@ pub struct ExecBase {
     pub namespaces: i32,
     /// The kernel ends every process of the container with its init.
     pub own_pid_namespace: bool,
+    /// What a seccomp agent is told of the container: the specification's `State`, without what
+    /// changes. Only where there is one.
+    pub told: Option<Value>,
 }
 
 impl ExecBase {
     /// What a container's spec means for its execs.
     pub fn new(spec: &Spec, facts: Facts) -> ExecBase {
         let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
-        let mut base =
-            ExecBase { facts: Facts::default(), namespaces: 0, own_pid_namespace: false };
+        let mut base = ExecBase {
+            facts: Facts::default(),
+            namespaces: 0,
+            own_pid_namespace: false,
+            told: None,
+        };
         for (index, namespace) in listed.unwrap_or_default().iter().enumerate() {
             let joined = namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
             let ours = joined && facts.ours.get(index).copied().unwrap_or(false);
@@ -88,10 +97,18 @@ impl ExecBase {
             }
             base.own_pid_namespace |= !joined && namespace.typ() == LinuxNamespaceType::Pid;
         }
+        base.told = listener(&facts).map(|_| {
+            json!({"ociVersion": spec.version(), "annotations": spec.annotations(), "bundle": facts.bundle})
+        });
         base.facts = Facts { rootfs: Vec::new(), ours: Vec::new(), sandbox: None, ..facts };
         base.facts.shared = spec.linux().as_ref().map(Shared::of).unwrap_or_default();
         base
     }
+}
+
+/// Where the container's seccomp agent is, if its filter needs one.
+pub fn listener(facts: &Facts) -> Option<&Listener> {
+    facts.seccomp.as_ref()?.listener.as_ref()
 }
 
 /// What Pause and Resume have made of the cgroup.

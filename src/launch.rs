@@ -12,6 +12,7 @@ use crate::sys::io::Polled;
 use nix::errno::Errno;
 use tokio::io::Interest;
 
+use crate::agent::Agent;
 use crate::child::report::{Call, GO, Report};
 use crate::child::{self, Frozen};
 use crate::error::{Doing, Error, Kind, Result};
@@ -34,6 +35,10 @@ pub struct Child {
     pub exit: ExitWatch,
     /// The master of its pty, once it has sent one.
     pub master: Option<OwnedFd>,
+    /// Who gets the notifications of its seccomp filter.
+    pub agent: Option<Agent>,
+    /// They have come, and wait for the process that they will be of.
+    notifications: Option<OwnedFd>,
     reports: Polled,
     plan: Plan,
     reaper: Arc<Reaper>,
@@ -104,6 +109,8 @@ pub fn launch(
         pidfd,
         exit,
         master: None,
+        agent: None,
+        notifications: None,
         reports,
         plan,
         reaper,
@@ -233,10 +240,16 @@ impl Child {
                 {
                     self.master = Some(fd);
                 }
-                (Some(Report::Born { op, pid }), Some(pidfd))
-                    if self.is(op, |op| *op == Op::Birth) =>
+                (Some(Report::Born { op, pid }), None) if self.is(op, |op| *op == Op::Birth) => {
+                    self.born(pid as u32).await?;
+                    self.hand_over().await?;
+                }
+                (Some(Report::Listener { op, fd }), None)
+                    if self.notifications.is_none()
+                        && self.is(op, |op| matches!(op, Op::Seccomp { .. })) =>
                 {
-                    self.born(pid as u32, pidfd).await?;
+                    self.fetch(fd).await?;
+                    self.hand_over().await?;
                 }
                 (Some(Report::Failed { op, call, errno }), None) => {
                     let error = step_error(&self.plan, op, call, Errno::from_raw(errno));
@@ -257,11 +270,17 @@ impl Child {
     }
 
     /// The plan goes on in another process.
-    async fn born(&mut self, pid: u32, pidfd: OwnedFd) -> Result<()> {
+    async fn born(&mut self, pid: u32) -> Result<()> {
         if self.expecting.is_none() {
             return Err(self.failed(Error::new(Kind::Unknown, "a second birth")).await);
         }
-        let pidfd = Arc::new(pidfd);
+        // Its own pid, or a zombie's: a child of ours that nobody has waited for.
+        let pidfd = match sys::fd::pidfd_open(pid) {
+            Ok(pidfd) => Arc::new(pidfd),
+            Err(errno) => {
+                return Err(self.failed(Error::sys(format!("pidfd_open({pid})"), errno)).await);
+            }
+        };
         let adopted = self.reaper.adopt(pid, &pidfd);
         (self.pid, self.pidfd) = (pid, pidfd);
         match adopted {
@@ -275,6 +294,34 @@ impl Child {
         Ok(())
     }
 
+    /// Takes a copy of the child's descriptor, and lets it go on.
+    async fn fetch(&mut self, number: i32) -> Result<()> {
+        match sys::fd::pidfd_getfd(&self.pidfd, number) {
+            Ok(fd) => self.notifications = Some(fd),
+            Err(errno) => {
+                return Err(self.failed(Error::sys(format!("pidfd_getfd({number})"), errno)).await);
+            }
+        }
+        let _ = sys::raw::send(self.reports.get_ref().as_raw_fd(), &GO, None);
+        Ok(())
+    }
+
+    /// Gives the notifications to the agent, once there is the process that it will be asked about.
+    async fn hand_over(&mut self) -> Result<()> {
+        if self.expecting.is_some() {
+            return Ok(());
+        }
+        let Some(fd) = self.notifications.take() else { return Ok(()) };
+        let result = match self.agent.take() {
+            Some(agent) => agent.take(self.pid, fd).await,
+            None => Err(Error::invalid("notifications, and no agent for them")),
+        };
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.failed(error).await),
+        }
+    }
+
     /// Makes sure that a child which failed is gone.
     async fn failed(&mut self, error: Error) -> Error {
         self.kill().await;
@@ -284,7 +331,12 @@ impl Child {
     /// The error of a child that ended without a report.
     async fn died(&mut self) -> Error {
         let exit = self.kill().await;
-        let text = format!("the child ended before its program ran, with status {}", exit.status);
+        let mut text =
+            format!("the child ended before its program ran, with status {}", exit.status);
+        // It could not say more: even its report is a system call.
+        if self.plan.ops.iter().any(|op| matches!(op, Op::Seccomp { .. })) {
+            text.push_str("; perhaps its seccomp filter forbids what it needs until then");
+        }
         Error::new(Kind::Unknown, text)
     }
 

@@ -5,6 +5,7 @@
 //! A module imports downwards only. ARCHITECTURE.md has the invariants and what guards each.
 #![deny(unsafe_code)]
 
+pub mod agent;
 pub mod api;
 pub mod bundle;
 pub mod cgroup;

@@ -12,6 +12,7 @@ mod host;
 mod live;
 mod oom;
 mod pod;
+mod seccomp;
 mod start;
 
 use std::collections::BTreeMap;

@@ -97,6 +97,7 @@ fn modules_import_downwards() {
             "socket",
             "holder",
             "hooks",
+            "agent",
         ],
         &["plan", "child"],
         &["sys"],

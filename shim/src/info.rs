@@ -69,6 +69,23 @@ pub fn print_version() -> Result<()> {
     writeln!(io::stdout(), "{line}").doing(|| "write to stdout")
 }
 
+/// As runc's: flags that are known, and those of them that do something.
+fn seccomp() -> Value {
+    let names = |prefix: &str, all: &str| {
+        all.split(' ').map(|name| format!("{prefix}{name}")).collect::<Vec<_>>()
+    };
+    let flag = |all| names("SECCOMP_FILTER_FLAG_", all);
+    json!({
+        "enabled": true,
+        "actions": names("SCMP_ACT_",
+            "ALLOW ERRNO KILL KILL_PROCESS KILL_THREAD LOG NOTIFY TRACE TRAP"),
+        "operators": names("SCMP_CMP_", "EQ GE GT LE LT MASKED_EQ NE"),
+        "archs": names("SCMP_ARCH_", "AARCH64 ARM LOONGARCH64 PPC64LE RISCV64 X32 X86 X86_64"),
+        "knownFlags": flag("LOG SPEC_ALLOW TSYNC WAIT_KILLABLE_RECV"),
+        "supportedFlags": flag("LOG SPEC_ALLOW TSYNC WAIT_KILLABLE_RECV"),
+    })
+}
+
 /// The OCI features document. CRI reads `rro`, `user` with idmap, and no more.
 fn features() -> Value {
     let off = json!({"enabled": false});
@@ -81,7 +98,7 @@ fn features() -> Value {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
             "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
-            "seccomp": off,
+            "seccomp": seccomp(),
             "apparmor": off,
             "selinux": off,
             "intelRdt": off,

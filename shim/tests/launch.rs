@@ -316,7 +316,7 @@ fn info_says_what_is_supported() {
         }
         assert!(mount_options.is_sorted_by_key(|option| option.as_str()));
         assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], false);
-        assert_eq!(features["linux"]["seccomp"]["enabled"], false);
+        assert_eq!(features["linux"]["seccomp"]["enabled"], true);
     }
 }
 

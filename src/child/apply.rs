@@ -126,6 +126,7 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
         }
         Op::Ambient { caps } => process::ambient(*caps),
         Op::NoNewPrivs => raw::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).at(Call::Prctl).map(drop),
+        Op::Seccomp { filter } => process::seccomp(f.fd(f.report)?, filter, index),
         Op::Chdir { path, retry } => process::chdir(f, path, *retry),
         Op::VerifyCwd => process::verify_cwd(),
         Op::Home { uid } => process::home(f, *uid),

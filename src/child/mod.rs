@@ -158,7 +158,7 @@ pub fn run(frozen: &mut Frozen<'_>) -> ! {
 /// Reports a failed step and ends.
 fn fail(frozen: &Frozen<'_>, op: u16, call: Call, errno: Errno) -> ! {
     if let Ok(socket) = frozen.fd(frozen.report) {
-        let _ = Report::Failed { op, call, errno: errno as i32 }.send(socket, None);
+        let _ = Report::Failed { op, call, errno: errno as i32 }.send(socket);
     }
     raw::exit(127)
 }

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::report::{Call, GO, Report};
 use super::{At, Fail, Fd, Frozen, path};
+use crate::plan::seccomp::Filter;
 use crate::sys::raw;
 
 const KEEP_ON_EXEC: bool = false;
@@ -83,17 +84,17 @@ pub(super) fn open_pty(
     if owner != 0 {
         raw::chown_fd(slave, owner, u32::MAX).at(Call::Fchownat)?;
     }
-    Report::Master { op: index }.send(f.fd(f.report)?, Some(master.0)).at(Call::Send)?;
+    Report::Master { op: index }.send_with(f.fd(f.report)?, master.0).at(Call::Send)?;
     Ok(slave)
 }
 
 /// Ends this process; the plan goes on in a new one, a child of the shim as this one is.
 pub(super) fn birth(report: i32, index: u16) -> Result<(), Fail> {
-    let (pid, pidfd) = raw::clone_sibling().at(Call::Clone3)?;
+    let pid = raw::clone_sibling().at(Call::Clone)?;
     if pid == 0 {
         return Ok(());
     }
-    Report::Born { op: index, pid }.send(report, Some(pidfd)).at(Call::Send)?;
+    Report::Born { op: index, pid }.send(report).at(Call::Write)?;
     raw::exit(0)
 }
 
@@ -202,11 +203,29 @@ pub(super) fn reset_signals() -> Result<(), Fail> {
 
 /// Parks the child. If the parent is gone, so is the reason to live.
 pub(super) fn ready(report: i32, index: u16) -> Result<(), Fail> {
-    Report::Ready { op: index }.send(report, None).at(Call::Send)?;
+    Report::Ready { op: index }.send(report).at(Call::Write)?;
+    wait(report);
+    Ok(())
+}
+
+/// From here on the filter has its say. Its listener is told of by a number and fetched by the parent:
+/// to send it would take a call that may wait for that very listener.
+pub(super) fn seccomp(report: i32, filter: &Filter, index: u16) -> Result<(), Fail> {
+    let fd = raw::add_filter(filter.flags, &filter.program).at(Call::Seccomp)?;
+    if filter.listener.is_some() {
+        Report::Listener { op: index, fd }.send(report).at(Call::Write)?;
+        wait(report);
+        raw::close(fd);
+    }
+    Ok(())
+}
+
+/// Waits for the parent's word.
+fn wait(report: i32) {
     let mut word = [0u8; 1];
     loop {
-        match raw::recv(report, &mut word) {
-            Ok(1) if word == GO => return Ok(()),
+        match raw::read(report, &mut word) {
+            Ok(1) if word == GO => return,
             Err(Errno::EINTR) => {}
             _ => raw::exit(0),
         }

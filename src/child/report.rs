@@ -15,8 +15,10 @@ pub enum Report {
     Ready { op: u16 },
     /// The pty's master comes with this message.
     Master { op: u16 },
-    /// The plan goes on in another process, whose pidfd comes with this message.
+    /// The plan goes on in another process.
     Born { op: u16, pid: i32 },
+    /// The filter's notifications are at the child's descriptor `fd`; it waits until they are fetched.
+    Listener { op: u16, fd: i32 },
 }
 
 /// Parent to child: go on.
@@ -47,9 +49,9 @@ calls! {
     Fsopen "fsopen" Fsconfig "fsconfig" Fscreate "fsconfig(create)" Fsmount "fsmount"
     MoveMount "move_mount" Mount "mount" Umount "umount2" PivotRoot "pivot_root" Chdir "chdir"
     Fchdir "fchdir" Getcwd "getcwd" Sethostname "sethostname" Setdomainname "setdomainname"
-    Clone3 "clone3" Setsid "setsid" Dup3 "dup3" CloseRange "close_range" Setgroups "setgroups" Setgid "setresgid"
+    Setsid "setsid" Dup3 "dup3" CloseRange "close_range" Setgroups "setgroups" Setgid "setresgid"
     Setuid "setresuid" Prctl "prctl" Capset "capset" Prlimit "prlimit" Ioctl "ioctl" Access "access"
-    Execve "execve" Send "sendmsg" Sigaction "rt_sigaction" Sigprocmask "rt_sigprocmask"
+    Execve "execve" Seccomp "seccomp" Clone "clone" Send "sendmsg" Sigaction "rt_sigaction" Sigprocmask "rt_sigprocmask"
     Socket "socket" FindDevice "ioctl(SIOCGIFINDEX)" GetAddresses "RTM_GETADDR" MoveDevice "RTM_NEWLINK(move)"
     AddAddress "RTM_NEWADDR" SetUp "RTM_NEWLINK(up)" Fsetxattr "fsetxattr" NotProc "not a procfs" SchedSetattr "sched_setattr" SchedSetaffinity "sched_setaffinity" IoprioSet "ioprio_set"
     Personality "personality" SetMempolicy "set_mempolicy"
@@ -61,6 +63,7 @@ const FAILED: u8 = 1;
 const READY: u8 = 2;
 const MASTER: u8 = 3;
 const BORN: u8 = 4;
+const LISTENER: u8 = 5;
 
 impl Report {
     /// As it travels.
@@ -70,6 +73,7 @@ impl Report {
             Report::Ready { op } => (READY, 0, op, 0),
             Report::Master { op } => (MASTER, 0, op, 0),
             Report::Born { op, pid } => (BORN, 0, op, pid),
+            Report::Listener { op, fd } => (LISTENER, 0, op, fd),
         };
         let ([o0, o1], [e0, e1, e2, e3]) = (op.to_ne_bytes(), errno.to_ne_bytes());
         [kind, call, o0, o1, e0, e1, e2, e3]
@@ -87,13 +91,19 @@ impl Report {
             READY => Some(Report::Ready { op }),
             MASTER => Some(Report::Master { op }),
             BORN => Some(Report::Born { op, pid: i32::from_ne_bytes([e0, e1, e2, e3]) }),
+            LISTENER => Some(Report::Listener { op, fd: i32::from_ne_bytes([e0, e1, e2, e3]) }),
             _ => None,
         }
     }
 
-    /// Sends it; with `fd` if one goes along.
-    pub(super) fn send(self, socket: i32, fd: Option<i32>) -> Result<(), Errno> {
-        raw::send(socket, &self.encode(), fd)
+    /// Sends it, by a call that every seccomp filter allows.
+    pub(super) fn send(self, socket: i32) -> Result<(), Errno> {
+        raw::write(socket, &self.encode())
+    }
+
+    /// Sends it with a descriptor.
+    pub(super) fn send_with(self, socket: i32, fd: i32) -> Result<(), Errno> {
+        raw::send(socket, &self.encode(), Some(fd))
     }
 }
 
@@ -112,6 +122,8 @@ mod tests {
         assert_eq!(Report::decode(master.encode()), Some(master));
         let born = Report::Born { op: 1, pid: 4_194_304 };
         assert_eq!(Report::decode(born.encode()), Some(born));
+        let listener = Report::Listener { op: 2, fd: 1023 };
+        assert_eq!(Report::decode(listener.encode()), Some(listener));
     }
 
     #[test]

@@ -165,7 +165,10 @@ fn program(plan: &mut Plan, hook: &Hook, cwd: CString, birth: bool) {
         Op::FindExecutable { candidates: vec![hook.path.clone()] },
         Op::CloseFds,
     ]);
-    process::end(plan, birth, false, false);
+    if birth {
+        plan.ops.push(Op::Birth);
+    }
+    plan.ops.extend([Op::Setsid, Op::Exec]);
     (plan.args, plan.env) = (hook.args.clone(), hook.env.clone());
 }
 

@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use libc::{
     CLONE_NEWNS, CLONE_NEWPID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
@@ -28,12 +29,14 @@ mod options;
 mod paths;
 mod process;
 mod rootfs;
+pub mod seccomp;
 pub mod spec;
 
 pub use namespaces::sysctl_file;
 pub use net_devices::net_devices;
 pub use op::{Attr, Missing, Op, Param, Slot, Target};
 pub use paths::cpath;
+use process::End;
 pub use process::label::Modules;
 pub use process::schedule::{Set, Shared, initial_affinity};
 
@@ -87,6 +90,8 @@ pub struct Facts {
     pub modules: Modules,
     /// Of an exec: what its container's spec says of every process.
     pub shared: Shared,
+    /// `linux.seccomp`, compiled; also for execs.
+    pub seccomp: Option<Arc<seccomp::Filter>>,
 }
 
 /// One mount of `CreateTaskRequest.rootfs` (containerd's `types.Mount`).
@@ -176,6 +181,9 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     let Some(linux) = spec.linux() else { return Err(Error::invalid("linux is missing")) };
     let Some(process) = spec.process() else { return Err(Error::invalid("process is missing")) };
     supported(linux)?;
+    if linux.seccomp().is_some() && facts.seccomp.is_none() {
+        return Err(Error::invalid("linux.seccomp has not been compiled"));
+    }
     let flow = rootfs_propagation(linux)?;
 
     let mut plan = Plan::default();
@@ -228,7 +236,7 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
         plan.ops.push(Op::Propagate { flags });
     }
     process::run(&mut plan, process, pty, facts)?;
-    process::end(&mut plan, false, facts.terminal, true);
+    process::end(&mut plan, process, facts, End::Parked);
     // A child reports a step by its number in 16 bits.
     if plan.ops.len() > usize::from(u16::MAX) {
         return Err(Error::invalid(format!("the spec asks for {} steps", plan.ops.len())));
@@ -259,7 +267,7 @@ pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
     }
     process::run(&mut plan, process, pty, facts)?;
     // A process enters a PID namespace by its birth only.
-    process::end(&mut plan, born, facts.terminal, false);
+    process::end(&mut plan, process, facts, if born { End::Born } else { End::Here });
     Ok(plan)
 }
 
@@ -332,7 +340,6 @@ fn alone(ops: impl Iterator<Item = Result<Op>>) -> Result<Plan> {
 /// Refuses by name what is not there; silence would be a container that is not as its spec says.
 fn supported(linux: &Linux) -> Result<()> {
     let fields = [
-        ("linux.seccomp", linux.seccomp().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|all| !all.is_empty())),
     ];

@@ -5,8 +5,10 @@
 //! or an allocation; `child::apply` is the only place that carries it out.
 
 use std::ffi::CString;
+use std::sync::Arc;
 
 use super::Set;
+use super::seccomp::Filter;
 
 mod text;
 
@@ -182,7 +184,7 @@ pub enum Op {
     Setsid,
     /// `ioctl(0, TIOCSCTTY)`, after `Setsid`.
     ControllingTerminal,
-    /// `clone3(CLONE_PARENT)`: the rest of the plan is carried out by a new process, born in the PID
+    /// `clone(CLONE_PARENT)`: the rest of the plan is carried out by a new process, born in the PID
     /// namespace of an earlier `Setns`, and this one ends. What a container's processes can see of
     /// it has the container's root and rights already (CVE-2016-9962).
     Birth,
@@ -210,6 +212,8 @@ pub enum Op {
     Ambient { caps: u64 },
     /// `prctl(PR_SET_NO_NEW_PRIVS)`.
     NoNewPrivs,
+    /// `seccomp(SECCOMP_SET_MODE_FILTER)`: from here on the filter looks at every system call.
+    Seccomp { filter: Arc<Filter> },
     /// `chdir(2)`. With `retry`, EACCES and EPERM are left to a second `Chdir` after `Uid`, which
     /// does nothing if the first went well: root may enter what the user may not.
     Chdir { path: CString, retry: bool },

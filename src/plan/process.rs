@@ -3,6 +3,15 @@
 //! The order of the steps is the security of it (each rule was a bug once): the bounding set
 //! before the user, the user before the capabilities, no-new-privileges after them, and nothing
 //! that can fail after `Ready`. It must never keep a right that the spec does not name.
+//!
+//! Where the seccomp filter comes: with no-new-privileges anybody may add one, so it comes when all but
+//! the last steps are done; otherwise it takes CAP_SYS_ADMIN, which goes with the user. Either way before
+//! the process can be seen in the container's PID namespace or waits for Start: others there may trace
+//! it, and a process without the filter would be a way around their own. From the filter on a profile has
+//! to allow: `read`, `write`, `execve`, `exit_group`; for an exec `clone` and `setsid` (and `ioctl` for a
+//! terminal). Without no-new-privileges also `setsid` for the init, `setresuid`, `prctl`, `capset`,
+//! `getcwd`, `chdir`, `openat`, `fstat`, `faccessat2`, `fcntl`, `dup3`, `close` and `close_range`. runc
+//! asks for about the same.
 
 use std::ffi::CString;
 
@@ -140,6 +149,11 @@ pub(super) fn run(
         Op::ChownStdio { uid: user.uid() },
         Op::Groups { gids },
         Op::Gid { gid: user.gid() },
+    ]);
+    // The last step that has CAP_SYS_ADMIN.
+    let privileged = process.no_new_privileges() != Some(true);
+    plan.ops.extend(filter(facts).filter(|_| privileged));
+    plan.ops.extend([
         Op::Uid { uid: user.uid() },
         Op::Chdir { path: cwd, retry: false },
         Op::VerifyCwd,
@@ -158,17 +172,33 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The last steps: `birth` for a process that is not in its PID namespace yet, `parked` for one
-/// that waits for Start. The session is made by the process that stays, for it dies with its leader.
-pub(super) fn end(plan: &mut Plan, birth: bool, terminal: bool, parked: bool) {
-    let steps = [
-        (birth, Op::Birth),
-        (true, Op::Setsid),
-        (terminal, Op::ControllingTerminal),
-        (parked, Op::Ready),
-        (true, Op::Exec),
-    ];
-    plan.ops.extend(steps.into_iter().filter(|(wanted, _)| *wanted).map(|(_, op)| op));
+fn filter(facts: &Facts) -> Option<Op> {
+    facts.seccomp.clone().map(|filter| Op::Seccomp { filter })
+}
+
+/// How a process comes to its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It waits for Start.
+    Parked,
+    /// Its PID namespace is another's, into which it has to be born.
+    Born,
+    /// At once.
+    Here,
+}
+
+/// The last steps. The session is made by the process that stays, for it dies with its leader.
+pub(super) fn end(plan: &mut Plan, process: &Process, facts: &Facts, how: End) {
+    let mut late = filter(facts).filter(|_| process.no_new_privileges() == Some(true));
+    if how == End::Born {
+        plan.ops.extend(late.take());
+        plan.ops.push(Op::Birth);
+    }
+    plan.ops.push(Op::Setsid);
+    plan.ops.extend(facts.terminal.then_some(Op::ControllingTerminal));
+    plan.ops.extend(late);
+    plan.ops.extend((how == End::Parked).then_some(Op::Ready));
+    plan.ops.push(Op::Exec);
 }
 
 /// 0, 1 and 2 as the parent gives them.

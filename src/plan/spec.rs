@@ -76,6 +76,17 @@ fn put_right(spec: &mut Value, warnings: &mut Vec<String>) {
     if let Some(process) = spec.get_mut("process").filter(|process| process.is_object()) {
         put_process_right(process, warnings);
     }
+    // As runc has it: a profile without a default and without rules is none.
+    let empty = |profile: &Value| {
+        let default = profile.get("defaultAction").and_then(Value::as_str).unwrap_or_default();
+        let rules = profile.get("syscalls").and_then(Value::as_array);
+        profile.is_object() && default.is_empty() && rules.is_none_or(Vec::is_empty)
+    };
+    if let Some(linux) = at(spec, "/linux")
+        && linux.get("seccomp").is_some_and(empty)
+    {
+        linux.remove("seccomp");
+    }
     for page in list(spec, "/linux/resources/hugepageLimits") {
         // u64 in the specification, i64 in the types: no machine has that much.
         if page
@@ -176,6 +187,20 @@ mod tests {
         assert_eq!(limit(json!({})), None);
         assert_eq!(limit(json!({"limit": 0})), Some(0));
         assert_eq!(limit(json!({"limit": 7})), Some(7));
+    }
+
+    #[test]
+    fn a_seccomp_profile_that_says_nothing_is_none() {
+        for none in [json!({}), json!({"defaultAction": ""}), json!({"syscalls": []})] {
+            let (spec, _) = parsed(json!({"linux": {"seccomp": none}})).unwrap();
+            assert_eq!(*spec.linux().as_ref().unwrap().seccomp(), None);
+        }
+        let rule = json!({"names": ["read"], "action": "SCMP_ACT_ALLOW"});
+        for wrong in
+            [json!({"syscalls": [rule]}), json!({"defaultAction": "SCMP_ACT_SMILE"}), json!(3)]
+        {
+            assert!(parsed(json!({"linux": {"seccomp": wrong}})).is_err(), "{wrong}");
+        }
     }
 
     #[test]

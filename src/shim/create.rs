@@ -12,6 +12,7 @@ use oci_spec::runtime::Spec;
 use super::hooks::Creation;
 use super::host::Host;
 use super::{Shim, exit, home, oom};
+use crate::agent::Agent;
 use crate::api::{CreateContainer, Target};
 use crate::bundle::{self, ContainerRecord, RECORD_VERSION};
 use crate::cgroup::Cgroup;
@@ -149,8 +150,9 @@ impl Shim {
             if let Some(hooks) = &hooks {
                 self.mount_for_hooks(hooks).await?;
             }
+            let agent = self.agent(&request.id, &base, 0)?;
             let inputs = (fds, &cgroup, &mut hooks);
-            let init = self.park(request, (plan, devices), joined, inputs, stdio).await?;
+            let init = self.park(request, (plan, devices), joined, inputs, (stdio, agent)).await?;
             let later = hooks.as_ref().and_then(Creation::later);
             let parts = Parts { base, cgroup: cgroup.clone(), record, hooks: later };
             self.register(request, parts, init).await
@@ -192,6 +194,7 @@ impl Shim {
         for namespace in joined.iter().filter(|namespace| namespace.ours) {
             ours[namespace.index] = true;
         }
+        let seccomp = self.filter(&request.id, spec)?;
         let state = self.lock();
         let sandbox = state.sandbox.as_ref().and_then(|sandbox| Some((sandbox, sandbox.ready()?)));
         let sandbox = match sandbox {
@@ -216,6 +219,7 @@ impl Shim {
             terminal: request.stdio.terminal,
             modules: host.modules,
             shared: plan::Shared::default(),
+            seccomp,
         })
     }
 
@@ -226,7 +230,7 @@ impl Shim {
         (plan, devices): (plan::Plan, Option<plan::Plan>),
         joined: Vec<Joined>,
         (fds, cgroup, hooks): ([Option<OwnedFd>; 3], &Cgroup, &mut Option<Creation>),
-        mut stdio: Stdio,
+        (mut stdio, agent): (Stdio, Option<Agent>),
     ) -> Result<(Child, Stdio)> {
         let mut inputs = stdio_inputs(fds);
         let names = joined.into_iter().filter(|namespace| !namespace.ours);
@@ -242,6 +246,7 @@ impl Shim {
             inputs.extend(shm.map(|shm| (Input::SandboxShm, shm)));
         }
         let mut child = launch::launch(&self.reaper, plan, inputs, into)?;
+        child.agent = agent;
         if let Some(entry) = self.lock().creating.get_mut(&request.id) {
             *entry = Some(Arc::clone(&child.pidfd));
         }

@@ -28,12 +28,14 @@ impl Shim {
         target: &Target,
         process: &OciProcess,
     ) -> Result<u32> {
-        let (base, cgroup, init, paths) = {
+        let (base, cgroup, init, init_pid, paths) = {
             let state = self.lock();
             let container = state.container(&target.container)?;
             let paths = container.process(target.exec.as_deref())?.stdio_paths.clone();
-            (container.base.clone(), container.cgroup.clone(), container.init.pidfd()?, paths)
+            let init = &container.init;
+            (container.base.clone(), container.cgroup.clone(), init.pidfd()?, init.pid, paths)
         };
+        let agent = self.agent(&target.container, &base, init_pid)?;
         let plan = plan::exec(
             process,
             base.namespaces,
@@ -45,6 +47,7 @@ impl Shim {
         let into = cgroup_inputs(&cgroup, &mut inputs, &plan)?;
         inputs.push((Input::Init, init.try_clone().doing(|| "dup(pidfd)")?));
         let mut child = launch::launch(&self.reaper, plan, inputs, into)?;
+        child.agent = agent;
         let started = match timeout(EXEC_LIMIT, child.go()).await {
             Ok(started) => started,
             Err(_) => {

@@ -66,6 +66,13 @@ pub fn pidfd_signal(pidfd: impl AsFd, signal: i32) -> Result<(), Errno> {
     if ret < 0 { Err(Errno::last()) } else { Ok(()) }
 }
 
+/// `pidfd_getfd(2)`: a copy of another process' descriptor, close-on-exec.
+pub fn pidfd_getfd(pidfd: impl AsFd, number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_fd().as_raw_fd(), number, 0) };
+    if fd < 0 { Err(Errno::last()) } else { owned(fd as RawFd) }
+}
+
 /// Takes ownership of a descriptor that a raw call has just made.
 pub(super) fn owned(fd: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: callers pass what the kernel has just returned to them and to nobody else.

@@ -84,7 +84,7 @@ impl Message {
     fn ask(self, socket: c_int) -> Result<(), Errno> {
         self.send(socket)?;
         let mut buffer = [0; 1024];
-        let n = raw::recv(socket, &mut buffer)?;
+        let n = raw::read(socket, &mut buffer)?;
         match parts(buffer.get(..n).unwrap_or_default()).next() {
             Some((ERROR, body)) => answer(body),
             _ => Err(Errno::EPROTO),
@@ -181,7 +181,7 @@ pub fn addresses(socket: c_int, device: i32, into: &mut [Address]) -> Result<usi
     let mut buffer = [0; 32 << 10];
     let mut count = 0usize;
     loop {
-        let n = raw::recv(socket, &mut buffer)?;
+        let n = raw::read(socket, &mut buffer)?;
         for (kind, body) in parts(buffer.get(..n).unwrap_or_default()) {
             match kind {
                 DONE => return Ok(count),

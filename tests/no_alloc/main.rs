@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use containerd_shim_rs::error::{Error, Result};
 use containerd_shim_rs::launch;
+use containerd_shim_rs::plan::seccomp::Arch;
 use containerd_shim_rs::plan::{
     self, Attr, Facts, Input, Missing, Op, Param, Plan, RootfsMount, Set, Slot, Target,
 };
@@ -161,7 +162,7 @@ kinds! {
     SetAttr NewMount OldMount Propagate AttachRootfs OpenRootfs Attach Mount MakeDir
     MakeNode Symlink Mask Readonly OpenPty AttachConsole Hooks Pivot Hostname Domainname Setsid
     ControllingTerminal Birth Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
-    NoNewPrivs Chdir VerifyCwd Home FindExecutable ResetSignals Ready CloseFds Exec ExecFd
+    NoNewPrivs Seccomp Chdir VerifyCwd Home FindExecutable ResetSignals Ready CloseFds Exec ExecFd
     Exit ResetAffinity Affinity Scheduler IoPriority Personality MemoryPolicy Label
     FileLabel BringDevice
 }
@@ -199,6 +200,7 @@ fn spec(dir: &Dir) -> Value {
             "personality": {"domain": "LINUX32"},
             "memoryPolicy": {"mode": "MPOL_PREFERRED", "nodes": "0"},
             "sysctl": {"net.ipv4.ip_forward": "1"},
+            "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"},
             "devices": [{"path": "/dev/pipe", "type": "p", "uid": 3, "gid": 4}],
             "maskedPaths": ["/proc/kcore", "/vol", "/proc/fs", "/absent"],
             "readonlyPaths": ["/proc/sys", "/absent"],
@@ -210,8 +212,11 @@ fn spec(dir: &Dir) -> Value {
 /// The plan of a container that has everything.
 fn container(dir: &Dir, terminal: bool, spec: Value) -> Plan {
     let (spec, _) = plan::spec::parse(&serde_json::to_vec(&spec).unwrap()).unwrap();
+    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let seccomp = seccomp.map(|p| plan::seccomp::compile(p, Arch::native().unwrap()).unwrap().0);
     let facts = Facts {
         bundle: dir.0.clone(),
+        seccomp: seccomp.map(Arc::new),
         rootfs: vec![RootfsMount {
             fstype: "bind".into(),
             source: dir.0.join("rootfs").to_str().unwrap().into(),

@@ -121,6 +121,7 @@ pub fn refused_to_the_process() -> Vec<(Op, &'static str)> {
     let (none, root, bad) = (Slot(9), Slot(1), c"/dev/null/x".to_owned());
     let slot = "no descriptor in the slot: EBADF";
     vec![
+        (Op::Seccomp { filter: Arc::default() }, "seccomp: EINVAL"),
         (Op::Hostname { name: CString::new(vec![b'x'; 500]).unwrap() }, "sethostname: EINVAL"),
         (Op::Domainname { name: CString::new(vec![b'x'; 500]).unwrap() }, "setdomainname: EINVAL"),
         (Op::Affinity { cpus: Set(vec![0]) }, "sched_setaffinity: EINVAL"),
@@ -155,7 +156,7 @@ pub fn refused_to_the_process() -> Vec<(Op, &'static str)> {
         (Op::Capset { effective: 1, permitted: 0, inheritable: 0 }, "capset: EPERM"),
         (Op::Chdir { path: bad.clone(), retry: true }, "chdir: ENOTDIR"),
         (Op::FindExecutable { candidates: vec![bad] }, "\"\": executable file not found"),
-        (Op::Exec, "no descriptor in the slot: ENOENT"),
+        (Op::Exec, "\"\": its interpreter: no such file"),
         (Op::ExecFd { exe: root }, "execve: E"),
     ]
 }

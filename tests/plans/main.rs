@@ -9,8 +9,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use containerd_shim_rs::error::{Kind, Result};
+use containerd_shim_rs::plan::seccomp::Arch;
 use containerd_shim_rs::plan::{
     self, CgroupDir, Cgroups, Facts, Input, Missing, Modules, Op, Plan, RootfsMount, SandboxFiles,
     Shared, Slot, Target,
@@ -109,6 +111,7 @@ fn facts(value: &Value) -> Facts {
             .map(|s| SandboxFiles { dir: string(s, "dir").into(), shm: yes(s, "shm") }),
         keyring: string(value, "keyring"),
         terminal: yes(value, "terminal"),
+        seccomp: None,
         modules: Modules { apparmor: yes(value, "apparmor"), selinux: yes(value, "selinux") },
         shared: shared(value),
     }
@@ -121,7 +124,12 @@ fn shared(value: &Value) -> Shared {
 }
 
 fn planned(case: &Value) -> Result<Plan> {
-    let facts = facts(&case["facts"]);
+    let mut facts = facts(&case["facts"]);
+    // An exec has its container's.
+    let profile = case.get("seccomp").or(case.pointer("/spec/linux/seccomp"));
+    if let Some(profile) = profile.map(|p| serde_json::from_value(p.clone()).unwrap()) {
+        facts.seccomp = Some(Arc::new(plan::seccomp::compile(&profile, Arch::X86_64)?.0));
+    }
     let bytes = |key: &str| serde_json::to_vec(&case[key]).unwrap();
     match case["plan"].as_str().unwrap() {
         "container" => plan::container(&plan::spec::parse(&bytes("spec"))?.0, &facts),
@@ -274,7 +282,6 @@ fn equal_input_makes_equal_plans() {
 #[test]
 fn what_is_missing_is_refused_by_its_name() {
     for (field, value) in [
-        ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"})),
         ("linux.intelRdt", json!({"closID": "guaranteed"})),
         ("linux.timeOffsets", json!({"boottime": {"secs": 1}})),
     ] {

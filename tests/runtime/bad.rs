@@ -102,13 +102,11 @@ fn names() {
 fn what_we_do_not_have_is_refused_by_name() {
     alone(async |pod: &mut Pod| {
         first(pod).await;
-        let seccomp = json!({"defaultAction": "SCMP_ACT_ALLOW"});
         let user = json!([{"type": "mount"}, {"type": "user"}]);
         let id = json!({"containerID": 0, "hostID": 1000, "size": 1});
         let idmap = json!([{"destination": "/x", "source": "/tmp", "options": ["bind"],
             "uidMappings": [id], "gidMappings": [id]}]);
         for (pointer, value, want) in [
-            ("/linux/seccomp", seccomp, "linux.seccomp is not supported"),
             ("/linux/namespaces", user, "user namespace is not supported"),
             ("/mounts", idmap, "mounts[0]: an id-mapped mount is not supported"),
             ("/linux/cgroupsPath", json!("a.slice:b:c"), "systemd cgroup driver is not supported"),

@@ -18,5 +18,6 @@ mod oom;
 mod pod;
 mod rounds;
 mod sandbox;
+mod seccomp;
 mod seen;
 mod stdio;

@@ -193,6 +193,10 @@ impl fmt::Display for Op {
             }
             Op::Ambient { caps } => write!(f, "ambient {caps:#x}"),
             Op::NoNewPrivs => f.write_str("no new privileges"),
+            Op::Seccomp { filter } => {
+                write!(f, "seccomp filter of {} instructions", filter.program.len())?;
+                write!(f, ", flags {:#x}", filter.flags)
+            }
             Op::Chdir { path, retry } => {
                 write!(f, "chdir {path:?}{}", if *retry { " (may wait for the user)" } else { "" })
             }
