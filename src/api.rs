@@ -110,14 +110,19 @@ pub struct StdioPaths {
     pub terminal: bool,
 }
 
-/// `containerd.runc.v1.Options`: the fields that mean something here.
+/// What holds for a container: runc's options that mean something here, and our own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pub no_pivot_root: bool,
     pub no_new_keyring: bool,
     pub systemd_cgroup: bool,
+    /// Who owns the pipes that a process gets as 0, 1 and 2.
     pub io_uid: u32,
     pub io_gid: u32,
+    /// The cgroup that a server is started in.
+    pub shim_cgroup: String,
+    /// Directories whose programs may be loggers; `None`: any may.
+    pub loggers: Option<Vec<PathBuf>>,
 }
 
 /// `containerd.v1.types.Status`.

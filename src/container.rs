@@ -63,7 +63,7 @@ impl Later {
 }
 
 /// See [`Container::base`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ExecBase {
     /// Those of Create, without what only a rootfs needs.
     pub facts: Facts,
@@ -74,18 +74,17 @@ pub struct ExecBase {
     /// What a seccomp agent is told of the container: the specification's `State`, without what
     /// changes. Only where there is one.
     pub told: Option<Value>,
+    /// `io_uid` and `io_gid` of the container's options.
+    pub pipe_owner: (u32, u32),
+    /// See [`crate::api::Options::loggers`].
+    pub loggers: Option<Vec<PathBuf>>,
 }
 
 impl ExecBase {
     /// What a container's spec means for its execs.
     pub fn new(spec: &Spec, facts: Facts) -> ExecBase {
         let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
-        let mut base = ExecBase {
-            facts: Facts::default(),
-            namespaces: 0,
-            own_pid_namespace: false,
-            told: None,
-        };
+        let mut base = ExecBase::default();
         for (index, namespace) in listed.unwrap_or_default().iter().enumerate() {
             let joined = namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
             let ours = joined && facts.ours.get(index).copied().unwrap_or(false);

@@ -1,5 +1,4 @@
-//! Opens what the stdio fields of a request name, and lets go of a FIFO without losing its last
-//! bytes.
+//! Opens FIFOs and log files, and lets go of a FIFO without losing its last bytes.
 //!
 //! No open here may block or follow a last symlink. A FIFO's bytes live as long as one process has
 //! it open; its reader sees EOF once nobody has it open for writing.
@@ -18,47 +17,6 @@ use tokio::time::sleep;
 
 use crate::error::{Doing, Error, Result};
 use crate::sys;
-
-/// What one stdio field names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stream<'a> {
-    /// Nothing: `/dev/null`.
-    Null,
-    /// A FIFO that containerd has made.
-    Fifo(&'a str),
-    /// A log file on the host.
-    File(String),
-}
-
-impl<'a> Stream<'a> {
-    /// A path, or a URI with a scheme.
-    pub fn parse(uri: &'a str) -> Result<Self> {
-        if uri.is_empty() {
-            return Ok(Stream::Null);
-        }
-        match uri.split_once("://") {
-            _ if uri.starts_with('/') => Ok(Stream::Fifo(uri)),
-            Some(("fifo", path)) => Ok(Stream::Fifo(path)),
-            Some(("file", path)) if path.starts_with('/') => Ok(Stream::File(decode(path)?)),
-            Some(("file", _)) | None => Err(Error::invalid(format!("{uri:?} is not absolute"))),
-            Some((scheme, _)) => Err(Error::unimplemented(format!("stdio by {scheme}://"))),
-        }
-    }
-}
-
-/// The path of a URI: clients that build it as a URL escape it, and may add a query.
-fn decode(path: &str) -> Result<String> {
-    let path = path.split_once('?').map_or(path, |(path, _)| path);
-    let (first, rest) = path.split_once('%').map_or((path, None), |(a, b)| (a, Some(b)));
-    let mut bytes = first.as_bytes().to_vec();
-    for part in rest.into_iter().flat_map(|rest| rest.split('%')) {
-        let hex = part.get(..2).filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()));
-        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        bytes.push(byte.ok_or_else(|| Error::invalid(format!("bad escape in {path:?}")))?);
-        bytes.extend_from_slice(&part.as_bytes()[2..]);
-    }
-    String::from_utf8(bytes).map_err(|_| Error::invalid(format!("{path:?} is not UTF-8")))
-}
 
 /// A FIFO by its inode, open for nothing yet.
 #[derive(Debug)]
@@ -167,29 +125,5 @@ fn has_reader(write_end: &OwnedFd) -> bool {
         // A failing poll cannot be waited for.
         Err(_) => true,
         Ok(_) => !fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Kind;
-
-    #[test]
-    fn uris() {
-        assert_eq!(Stream::parse("").unwrap(), Stream::Null);
-        assert_eq!(Stream::parse("/run/a://b").unwrap(), Stream::Fifo("/run/a://b"));
-        assert_eq!(Stream::parse("fifo:///run/a").unwrap(), Stream::Fifo("/run/a"));
-        let file = Stream::File("/log/a b%\u{e9}.log".into());
-        assert_eq!(Stream::parse("file:///log/a%20b%25%C3%A9.log?x=y").unwrap(), file);
-        for bad in ["relative", "file://host", "file:///a%2", "file:///a%zz", "file:///%\u{e9}1"] {
-            assert_eq!(Stream::parse(bad).unwrap_err().kind(), Kind::InvalidArgument, "{bad}");
-        }
-        for scheme in ["binary", "binary-v2", "ttrpc+unix"] {
-            let uri = format!("{scheme}:///x");
-            let error = Stream::parse(&uri).unwrap_err();
-            assert_eq!(error.kind(), Kind::Unimplemented);
-            assert_eq!(error.to_string(), format!("stdio by {scheme}:// is not supported"));
-        }
     }
 }

@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod cgroup;
 pub mod child;
 pub mod cleanup;
+pub mod config;
 pub mod console;
 pub mod container;
 pub mod error;

@@ -10,6 +10,7 @@ mod exit;
 mod hooks;
 mod host;
 mod live;
+mod logger;
 mod oom;
 mod pod;
 mod seccomp;
@@ -27,6 +28,7 @@ use tokio::sync::{Notify, watch};
 use crate::api::{Pid, Status, Target};
 use crate::bundle;
 use crate::cgroup::{Layout, Stats};
+use crate::config::Config;
 use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::events::{Exit, Queue};
@@ -58,6 +60,7 @@ pub struct Settings {
     pub ttrpc_address: String,
     /// Our own socket; removed at the end.
     pub socket: PathBuf,
+    pub config: Config,
     /// See [`IDLE_LIMIT`]; `None`: that.
     pub idle_limit: Option<Duration>,
 }

@@ -1,8 +1,12 @@
-//! What connects 0, 1 and 2 of one process to what its client named: containerd's FIFOs or a log.
+//! What connects 0, 1 and 2 of one process to what its client named: containerd's FIFOs, a log or a
+//! logger.
 //!
 //! The life of each descriptor is the point here: a write end of a FIFO kept too long hangs
 //! containerd, one dropped too early loses a container's last words or kills it with EPIPE.
 //! Dropping a [`Stdio`] ends its tasks and closes everything. It must never block the loop.
+
+mod logger;
+mod uri;
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -17,9 +21,13 @@ use tokio::time::timeout;
 use crate::api::StdioPaths;
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
-use crate::fifo::{Fifo, Stream, let_go, open_log, open_null, set_nonblocking};
+use crate::fifo::{Fifo, let_go, open_log, open_null, set_nonblocking};
+use crate::reaper::ended;
 use crate::relay::{Relay, Sink};
 use crate::sys::io::Polled;
+
+pub use logger::Logger;
+pub use uri::{Program, Stream};
 
 /// Who writes to the FIFOs of stdout and stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +51,7 @@ pub struct Stdio {
     /// What waits for the pty's master.
     terminal: Option<(Option<Polled>, Output)>,
     console: Option<Console>,
+    logger: Option<Logger>,
     /// Whether the process has exited. Each output holds a receiver for as long as it moves bytes.
     exited: watch::Sender<bool>,
     tasks: JoinSet<()>,
@@ -57,20 +66,41 @@ impl Stdio {
         kind: Kind,
         owner: (u32, u32),
     ) -> Result<(Stdio, [Option<OwnedFd>; 3])> {
+        Self::open_with(paths, kind, owner, None)
+    }
+
+    /// The same, with the logger that `paths` names, if it names one.
+    pub fn open_with(
+        paths: &StdioPaths,
+        kind: Kind,
+        owner: (u32, u32),
+        logger: Option<Logger>,
+    ) -> Result<(Stdio, [Option<OwnedFd>; 3])> {
         let mut stdio = Stdio {
             stdin_writer: None,
             stdin_relay: None,
             direct: Vec::new(),
             terminal: None,
             console: None,
+            logger: None,
             exited: watch::Sender::new(false),
             tasks: JoinSet::new(),
         };
+        let writers = stdio.take_logger(paths, logger)?;
         if paths.terminal {
             let stdin = stdio.open_stdin(&paths.stdin).doing(|| "stdin")?;
-            let stdout = Stream::parse(&paths.stdout).and_then(Output::open).doing(|| "stdout")?;
+            let stdout = match writers {
+                // A terminal has no stderr: the logger sees its end at once.
+                Some([stdout, _]) => Output::pipe(stdout),
+                None => Stream::parse(&paths.stdout).and_then(Output::open),
+            };
+            let stdout = stdout.doing(|| "stdout")?;
             stdio.terminal = Some((stdin, stdout));
             return Ok((stdio, [None, None, None]));
+        }
+        if let Some([stdout, stderr]) = writers {
+            let stdin = stdio.stdin(&paths.stdin, owner).doing(|| "stdin")?;
+            return Ok((stdio, [stdin, stdout, stderr].map(Some)));
         }
         // A client that logs to a file may name it for stdout alone and mean both.
         let stdout = Stream::parse(&paths.stdout).doing(|| "stdout")?;
@@ -99,7 +129,12 @@ impl Stdio {
         }
         let (output, exited) = (console.clone(), self.exited.subscribe());
         self.tasks.spawn(async move {
-            output.output(stdout.sink(), exited).await;
+            output.clone().output(stdout.sink(), exited.clone()).await;
+            // Without its logger it must go somewhere all the same, or its processes stall.
+            if let (Output::Pipe(_), Ok(null)) = (&stdout, open_null()) {
+                return output.output(Sink::File(&null), exited).await;
+            }
+            drop(exited);
             stdout.let_go().await;
         });
         self.console = Some(console);
@@ -139,6 +174,42 @@ impl Stdio {
         self.exited();
         drop(timeout(limit, self.exited.closed()).await);
         self.tasks.shutdown().await;
+        if let Some(logger) = self.logger.take() {
+            logger.end().await;
+        }
+    }
+
+    /// The pipes to the logger, which is watched from now on. One that is named is there, and it
+    /// alone.
+    fn take_logger(
+        &mut self,
+        paths: &StdioPaths,
+        logger: Option<Logger>,
+    ) -> Result<Option<[OwnedFd; 2]>> {
+        let is_logger =
+            |uri: &str| Stream::parse(uri).map(|stream| matches!(stream, Stream::Logger(_)));
+        let named = is_logger(&paths.stdout).doing(|| "stdout")?;
+        let other = !paths.stderr.is_empty() && paths.stderr != paths.stdout;
+        if other && (named || is_logger(&paths.stderr).doing(|| "stderr")?) {
+            return Err(Error::invalid("stderr: a logger reads stdout as well, or neither"));
+        }
+        let Some(mut logger) = logger.filter(|_| named) else {
+            return if named { Err(Error::unimplemented("a logger here")) } else { Ok(None) };
+        };
+        let [Some(stdout), Some(stderr)] = std::mem::take(&mut logger.writers) else {
+            return Err(Error::invalid("a logger that has a process already"));
+        };
+        let (name, mut exit) = (logger.name.clone(), logger.exit.clone());
+        // Held to the logger's end: Delete waits for that as it does for all output.
+        let moving = self.exited.subscribe();
+        self.tasks.spawn(async move {
+            let end = ended(&mut exit).await;
+            if !*moving.borrow() {
+                log::warn!("the logger {name:?} ended before its process, status {}", end.status);
+            }
+        });
+        self.logger = Some(logger);
+        Ok(Some([stdout, stderr]))
     }
 
     /// The read end of stdin's FIFO; keeps a write end.
@@ -147,6 +218,9 @@ impl Stdio {
             Stream::Null => return Ok(None),
             Stream::Fifo(path) => path,
             Stream::File(path) => return Err(Error::invalid(format!("{path:?} is a log file"))),
+            Stream::Logger(program) => {
+                return Err(Error::invalid(format!("{:?} is a logger", program.path)));
+            }
         };
         let fifo = Fifo::open(path)?;
         let from = polled(fifo.end(OFlag::O_RDONLY)?, Interest::READABLE)?;
@@ -188,7 +262,7 @@ impl Stdio {
         let moving = self.exited.subscribe();
         self.tasks.spawn(async move {
             let mut relay = match &output {
-                Output::Fifo(to) => Relay::splice(&from, to),
+                Output::Fifo(to) | Output::Pipe(to) => Relay::splice(&from, to),
                 Output::File(_) => Relay::copy(&from, output.sink()),
             };
             // An error leaves nothing to do but what EOF does: close both sides.
@@ -205,6 +279,8 @@ impl Stdio {
 enum Output {
     /// Open for reading too: no EPIPE, and nothing lost, while containerd restarts.
     Fifo(Polled),
+    /// To a logger: without one it is broken.
+    Pipe(Polled),
     /// A log file, or `/dev/null`.
     File(OwnedFd),
 }
@@ -218,12 +294,18 @@ impl Output {
             Stream::Fifo(path) => {
                 Output::Fifo(polled(Fifo::open(path)?.end(OFlag::O_RDWR)?, Interest::WRITABLE)?)
             }
+            Stream::Logger(_) => return Err(Error::unimplemented("a logger here")),
         })
+    }
+
+    fn pipe(fd: OwnedFd) -> Result<Output> {
+        set_nonblocking(&fd)?;
+        Ok(Output::Pipe(polled(fd, Interest::WRITABLE)?))
     }
 
     fn sink(&self) -> Sink<'_> {
         match self {
-            Output::Fifo(fd) => Sink::Polled(fd),
+            Output::Fifo(fd) | Output::Pipe(fd) => Sink::Polled(fd),
             Output::File(fd) => Sink::File(fd),
         }
     }

@@ -92,6 +92,7 @@ fn modules_import_downwards() {
             "fifo",
             "console",
             "bundle",
+            "config",
             "events",
             "namespaces",
             "socket",

@@ -11,8 +11,9 @@ use containerd_shim::StartOpts;
 use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::shim::oci::Options;
+use containerd_shim_rs::config::Given;
 use containerd_shim_rs::error::{Doing, Error, Result};
+use containerd_shim_rs::service;
 
 use crate::args::Flags;
 
@@ -24,9 +25,6 @@ const TASK_VERSION: i32 = 3;
 
 /// Where containerd 2.0 to 2.2 put the bundle of a sandbox.
 const SANDBOX_BUNDLES: &str = "io.containerd.sandbox.controller.v1.shim";
-
-/// The runtime options that we know.
-const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 
 /// How the caller wants to be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,14 +102,9 @@ fn variable(name: &str) -> String {
     env::var(name).unwrap_or_default()
 }
 
-/// `shim_cgroup` of the runtime options, or nothing.
-pub fn shim_cgroup(options: &StartOpts) -> Result<String> {
-    // By hand: StartOpts::extension builds protobuf's reflection tables, which takes 1 ms.
-    let is_runc = |any: &&Any| any.type_url.rsplit('/').next() == Some(RUNC_OPTIONS);
-    let Some(any) = options.extensions.iter().find(is_runc) else { return Ok(String::new()) };
-    Options::parse_from_bytes(&any.value)
-        .map(|options| options.shim_cgroup)
-        .map_err(|error| Error::invalid(format!("decode {RUNC_OPTIONS}: {error}")))
+/// The runtime options, if there are any among what came.
+pub fn options(start: &StartOpts) -> Result<Given> {
+    service::options::given(start.extensions.iter().find(|any| service::options::is_known(any)))
 }
 
 /// Writes the reply: the only bytes that `start` ever prints.
@@ -146,6 +139,8 @@ fn encode(reply: Reply, address: &str) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use containerd_shim_protos::shim::oci::Options;
+
     use super::*;
 
     const TASK: &str = "/run/containerd/io.containerd.runtime.v2.task/ns/x";
@@ -162,7 +157,7 @@ mod tests {
 
     fn any(options: &Options) -> Vec<u8> {
         let any = Any {
-            type_url: RUNC_OPTIONS.to_string(),
+            type_url: "containerd.runc.v1.Options".to_string(),
             value: options.write_to_bytes().unwrap(),
             ..Any::default()
         };
@@ -173,12 +168,13 @@ mod tests {
     fn an_any_is_never_taken_for_bootstrap_params() {
         let options = Options { shim_cgroup: "/shims".to_string(), ..Options::default() };
         for (input, cgroup) in
-            [(any(&options), "/shims"), (any(&Options::default()), ""), (Vec::new(), "")]
+            [(any(&options), Some("/shims")), (any(&Options::default()), None), (Vec::new(), None)]
         {
             for (bundle, expected) in [(TASK, Reply::Plain), (SANDBOX, Reply::Json)] {
                 let (start, reply) = decode(&input, &flags(), Path::new(bundle)).unwrap();
                 assert_eq!(reply, expected);
-                assert_eq!(shim_cgroup(&start).unwrap(), cgroup);
+                let given = super::options(&start).unwrap();
+                assert_eq!(given.table.shim_cgroup.as_deref(), cgroup);
                 assert_eq!(
                     (start.address.as_str(), start.ttrpc_address.as_str()),
                     ("/c.sock", "/c.sock.ttrpc")

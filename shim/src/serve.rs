@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_shim_rs::config::Config;
 use containerd_shim_rs::error::{Doing, Error, Result};
 use containerd_shim_rs::service::{self, forward};
 use containerd_shim_rs::shim::{Settings, Shim};
@@ -26,6 +27,7 @@ use tokio::time::timeout;
 use crate::args::{self, Flags};
 use crate::logger;
 use crate::ready::Ready;
+use crate::server;
 
 /// The descriptors that `start` leaves, in the order of its list.
 const LISTENER: RawFd = 3;
@@ -48,6 +50,7 @@ pub fn run(flags: &Flags) -> Result<()> {
             bundle,
             ttrpc_address: env::var("TTRPC_ADDRESS").unwrap_or_default(),
             socket: socket_path(&listener)?,
+            config: config()?,
             idle_limit: None,
         };
         Ok((runtime()?, settings))
@@ -73,6 +76,11 @@ fn prepare(flags: &Flags) -> Result<PathBuf> {
     // A child is this process until its execve: nobody in a container may look at it.
     prctl::set_dumpable(false).doing(|| "prctl(PR_SET_DUMPABLE)")?;
     Ok(bundle)
+}
+
+/// Read here, where nobody waits yet for an answer.
+fn config() -> Result<Config> {
+    Config::read(env::var_os(server::CONFIG_PATH).map(PathBuf::from).as_deref())
 }
 
 fn socket_path(listener: &UnixListener) -> Result<PathBuf> {

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_rs::error::{Doing, Error, Kind, Result};
@@ -32,6 +33,9 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The only variables of containerd's that a server keeps. OCI hooks without an `env` get its PATH.
 const KEPT_VARIABLES: [&str; 2] = ["PATH", "RUST_BACKTRACE"];
 
+/// Tells a server which file to read beside the node's.
+pub const CONFIG_PATH: &str = "SHIM_CONFIG_PATH";
+
 /// What a server is told.
 #[derive(Debug)]
 pub struct Settings<'a> {
@@ -41,6 +45,8 @@ pub struct Settings<'a> {
     pub address: &'a str,
     pub ttrpc_address: &'a str,
     pub debug: bool,
+    /// The file that containerd's runtime options name.
+    pub config_path: Option<&'a Path>,
 }
 
 /// A server that is ready but that nobody knows yet: dropped, it is killed.
@@ -61,7 +67,7 @@ impl Server {
             dir: tree.as_fd(),
             name: &name,
             args: &arguments(settings)?,
-            env: &environment(settings.ttrpc_address)?,
+            env: &environment(settings)?,
             fds: &[null.as_fd(), null.as_fd(), null.as_fd(), listener.as_fd(), writer.as_fd()],
         };
         let pid = exe::spawn(&program).map_err(|(call, errno)| Error::sys(call, errno))?;
@@ -132,8 +138,13 @@ fn arguments(settings: &Settings<'_>) -> Result<Vec<CString>> {
     args.iter().map(|arg| c_string(arg.as_bytes())).collect()
 }
 
-fn environment(ttrpc_address: &str) -> Result<Vec<CString>> {
-    let mut env = vec![c_string(format!("TTRPC_ADDRESS={ttrpc_address}").as_bytes())?];
+fn environment(settings: &Settings<'_>) -> Result<Vec<CString>> {
+    let address = settings.ttrpc_address;
+    let mut env = vec![c_string(format!("TTRPC_ADDRESS={address}").as_bytes())?];
+    if let Some(path) = settings.config_path {
+        let path = path.as_os_str().as_bytes();
+        env.push(c_string(&[CONFIG_PATH.as_bytes(), b"=", path].concat())?);
+    }
     for name in KEPT_VARIABLES {
         if let Some(value) = env::var_os(name) {
             env.push(c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat())?);

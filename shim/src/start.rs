@@ -10,6 +10,7 @@ use std::process;
 
 use containerd_shim::StartOpts;
 use containerd_shim_rs::bundle;
+use containerd_shim_rs::config::Config;
 use containerd_shim_rs::error::{Doing, Error, Result};
 use containerd_shim_rs::socket::{self, Listening};
 
@@ -25,9 +26,11 @@ pub fn run(flags: &Flags) -> Result<()> {
     let (id, namespace) = args::identity(flags)?;
     let bundle = env::current_dir().doing(|| "getcwd")?;
     let (options, reply) = bootstrap::read(flags, &bundle)?;
+    let given = bootstrap::options(&options)?;
+    let config = Config::read(given.path.as_deref())?;
     confine::core_scheduling()?;
     confine::oom_score()?;
-    confine::join_cgroup(&bootstrap::shim_cgroup(&options)?)?;
+    confine::join_cgroup(&config.options(&given)?.shim_cgroup)?;
 
     let group = bundle::group(&bundle, id)?;
     let address =
@@ -51,6 +54,7 @@ pub fn run(flags: &Flags) -> Result<()> {
                 address: &options.address,
                 ttrpc_address: &options.ttrpc_address,
                 debug: options.debug,
+                config_path: given.path.as_deref(),
             };
             Some(Server::start(&settings, listener).doing(|| "start the server")?)
         }

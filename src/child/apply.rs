@@ -101,6 +101,7 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
         Op::Setsid => raw::setsid().at(Call::Setsid).map(drop),
         Op::ControllingTerminal => raw::ioctl(0, libc::TIOCSCTTY, 0).at(Call::Ioctl).map(drop),
         Op::Birth => process::birth(f.fd(f.report)?, index),
+        Op::LiftFds { above } => lift_fds(f, *above),
         Op::Dup { from, to } => process::dup(f.fd(*from)?, *to),
         Op::ChownStdio { uid } => process::chown_stdio(*uid),
         Op::Umask { mask } => {
@@ -159,6 +160,14 @@ fn close_fds(f: &mut Frozen<'_>) -> Result<(), Fail> {
     raw::dup3(report, 3, CLOSE_ON_EXEC).at(Call::Dup3)?;
     f.fill(f.report, 3)?;
     raw::close_from(if exe.is_some() { 5 } else { 4 }).at(Call::CloseRange).map(drop)
+}
+
+/// The old numbers stay open, close-on-exec, until they are overwritten.
+fn lift_fds(f: &mut Frozen<'_>, above: i32) -> Result<(), Fail> {
+    for fd in f.slots.iter_mut().filter(|fd| (0..=above).contains(*fd)) {
+        *fd = raw::dup_above(*fd, above.saturating_add(1)).at(Call::Dup3)?;
+    }
+    Ok(())
 }
 
 fn set_attr(mount: i32, attr: &Attr) -> Result<(), Fail> {

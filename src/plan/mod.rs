@@ -21,6 +21,7 @@ mod cgroups;
 pub mod device_filter;
 mod devices;
 pub mod hooks;
+mod logger;
 mod mounts;
 mod namespaces;
 mod net_devices;
@@ -32,6 +33,7 @@ mod rootfs;
 pub mod seccomp;
 pub mod spec;
 
+pub use logger::logger;
 pub use namespaces::sysctl_file;
 pub use net_devices::net_devices;
 pub use op::{Attr, Missing, Op, Param, Slot, Target};
@@ -45,7 +47,7 @@ pub use process::schedule::{Set, Shared, initial_affinity};
 pub enum Input {
     /// The socket on which child and parent speak. Always there.
     Report,
-    /// 0, 1 or 2 of the new process.
+    /// 0, 1 or 2 of the new process; of a logger 3, 4 and 5 as well.
     Stdio(u8),
     /// The `cgroup.procs` of a hierarchy, by its index in the cgroup's list of directories.
     CgroupProcs(usize),

@@ -188,6 +188,9 @@ pub enum Op {
     /// namespace of an earlier `Setns`, and this one ends. What a container's processes can see of
     /// it has the container's root and rights already (CVE-2016-9962).
     Birth,
+    /// `fcntl(F_DUPFD_CLOEXEC)` of every filled slot whose number is not above this one, so that a
+    /// `Dup` onto such a number closes nothing that is still needed.
+    LiftFds { above: i32 },
     /// `dup3(2)` onto a number of the new process.
     Dup { from: Slot, to: i32 },
     /// Gives the pipes on 0, 1 and 2 to the user, so that `/dev/stdout` can be opened again.

@@ -12,8 +12,9 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::oci;
 use containerd_shim_protos::ttrpc::{self, Code};
 
-use super::proto::runtimeoptions;
-use crate::api::{CreateContainer, Options, Pid, State, Status, StdioPaths, Target};
+use super::options;
+use crate::api::{CreateContainer, Pid, State, Status, StdioPaths, Target};
+use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::plan::RootfsMount;
 
@@ -22,8 +23,6 @@ pub(super) const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spe
 pub(super) const RESOURCES: &str =
     "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const EMPTY: &str = "google.protobuf.Empty";
-const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
-const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
 const PROCESS_DETAILS: &str = "containerd.runc.v1.ProcessDetails";
 
 /// The one place where a kind of error becomes a status code.
@@ -100,7 +99,10 @@ pub(super) fn api_mount(mount: RootfsMount) -> api::Mount {
     api::Mount { type_: fstype, source, target, options, ..Default::default() }
 }
 
-pub(super) fn create_container(request: api::CreateTaskRequest) -> Result<CreateContainer> {
+pub(super) fn create_container(
+    request: api::CreateTaskRequest,
+    config: &Config,
+) -> Result<CreateContainer> {
     Ok(CreateContainer {
         id: request.id,
         bundle: PathBuf::from(request.bundle),
@@ -112,52 +114,8 @@ pub(super) fn create_container(request: api::CreateTaskRequest) -> Result<Create
             terminal: request.terminal,
         },
         checkpoint: request.checkpoint,
-        options: options(request.options.as_ref())?,
+        options: config.options(&options::given(request.options.as_ref())?)?,
     })
-}
-
-/// The options of a task. containerd sends runc's own type, or a TOML table where the
-/// configuration has one, or nothing.
-fn options(any: Option<&Any>) -> Result<Options> {
-    let Some(any) = any else { return Ok(Options::default()) };
-    match message_name(any) {
-        "" => Ok(Options::default()),
-        RUNC_OPTIONS => {
-            let options: oci::Options = decode(any, "options")?;
-            Ok(Options {
-                no_pivot_root: options.no_pivot_root,
-                no_new_keyring: options.no_new_keyring,
-                systemd_cgroup: options.systemd_cgroup,
-                io_uid: options.io_uid,
-                io_gid: options.io_gid,
-            })
-        }
-        RUNTIME_OPTIONS => {
-            let options: runtimeoptions::Options = decode(any, "options")?;
-            Ok(toml_options(&String::from_utf8_lossy(&options.config_body)))
-        }
-        _ => Err(Error::invalid(format!("options have the unknown type {:?}", any.type_url))),
-    }
-}
-
-/// What `[...runtimes.X.options]` of containerd's configuration says, as containerd prints it:
-/// one `Key = value` a line. A `config_path` is not read: a path may hang, and none of our
-/// options is found only there.
-fn toml_options(body: &str) -> Options {
-    let mut options = Options::default();
-    let lines = body.lines().take_while(|line| !line.trim_start().starts_with('['));
-    for (key, value) in lines.filter_map(|line| line.split_once('=')) {
-        let value = value.split('#').next().unwrap_or_default().trim();
-        match key.trim() {
-            "NoPivotRoot" => options.no_pivot_root = value == "true",
-            "NoNewKeyring" => options.no_new_keyring = value == "true",
-            "SystemdCgroup" => options.systemd_cgroup = value == "true",
-            "IoUid" => options.io_uid = value.parse().unwrap_or_default(),
-            "IoGid" => options.io_gid = value.parse().unwrap_or_default(),
-            _ => {}
-        }
-    }
-    options
 }
 
 pub(super) fn state_response(status: Status) -> api::StateResponse {
@@ -201,6 +159,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::api::Options;
     use crate::events::Exit;
 
     /// Of a TTRPC error: its code and text.
@@ -251,60 +210,23 @@ mod tests {
         assert_eq!(target("web".into(), "e".into()).exec.as_deref(), Some("e"));
     }
 
-    fn create(options: Any) -> Result<CreateContainer> {
-        create_container(api::CreateTaskRequest {
+    #[test]
+    fn options_come_on_top_of_the_configuration() {
+        let request = |any| api::CreateTaskRequest {
             id: "web".into(),
             bundle: "/b".into(),
             stdout: "/out".into(),
             terminal: true,
-            options: MessageField::some(options),
-            ..Default::default()
-        })
-    }
-
-    #[test]
-    fn runc_options_are_understood() {
-        let runc = oci::Options {
-            no_pivot_root: true,
-            no_new_keyring: true,
-            systemd_cgroup: true,
-            io_uid: 5,
-            io_gid: 6,
-            task_api_address: "ttrpc+unix:///s".into(),
+            options: MessageField::some(any),
             ..Default::default()
         };
-        let all = Options {
-            no_pivot_root: true,
-            no_new_keyring: true,
-            systemd_cgroup: true,
-            io_uid: 5,
-            io_gid: 6,
-        };
-        let created = create(pack(RUNC_OPTIONS, &runc)).unwrap();
-        assert_eq!(created.options, all);
+        let runc = oci::Options { io_uid: 5, ..Default::default() };
+        let runc = request(pack("containerd.runc.v1.Options", &runc));
+        let created = create_container(runc, &Config::default()).unwrap();
+        assert_eq!(created.options, Options { io_uid: 5, ..Options::default() });
         assert_eq!((created.stdio.stdout.as_str(), created.stdio.terminal), ("/out", true));
-        assert_eq!(options(None).unwrap(), Options::default());
-        assert_eq!(create(any(EMPTY, vec![])).unwrap().options, Options::default());
-    }
-
-    #[test]
-    fn a_table_of_options_is_understood() {
-        let body = "BinaryName = \"/usr/bin/x\"\nIoGid = 7 # ours\n  SystemdCgroup = true\n\
-                    NoPivotRoot = false\n[nested]\nNoNewKeyring = true\n";
-        let table =
-            runtimeoptions::Options { config_body: body.as_bytes().to_vec(), ..Default::default() };
-        let expected = Options { systemd_cgroup: true, io_gid: 7, ..Default::default() };
-        let url = "type.googleapis.com/runtimeoptions.v1.Options";
-        assert_eq!(create(pack(url, &table)).unwrap().options, expected);
-    }
-
-    #[test]
-    fn unknown_options_are_refused_by_name() {
-        let error = create(any("acme.Options", vec![])).unwrap_err();
-        assert_eq!(error.kind(), Kind::InvalidArgument);
-        assert_eq!(error.to_string(), "options have the unknown type \"acme.Options\"");
-        let error = create(any(RUNC_OPTIONS, vec![0xff])).unwrap_err();
-        assert_eq!(error.kind(), Kind::InvalidArgument);
+        let error = create_container(request(any("acme.Options", vec![])), &Config::default());
+        assert_eq!(error.unwrap_err().kind(), Kind::InvalidArgument);
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod convert;
 mod cri;
 pub mod forward;
 mod metrics;
+pub mod options;
 mod sandbox;
 mod task;
 

@@ -30,7 +30,8 @@ impl Task for Tasks {
     async fn create(&self, _: &TtrpcContext, r: CreateTaskRequest) -> Result<CreateTaskResponse> {
         let shim = self.shim.clone();
         detached(Call::new("Create", &r.id), async move {
-            let pid = shim.create(convert::create_container(r)?).await?;
+            let request = convert::create_container(r, &shim.settings().config)?;
+            let pid = shim.create(request).await?;
             Ok(CreateTaskResponse { pid, ..Default::default() })
         })
         .await

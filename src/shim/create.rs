@@ -96,6 +96,7 @@ impl Shim {
         for warning in warnings {
             log::warn!("config.json of {:?}: {warning}", request.id);
         }
+        check_cgroup_driver(&spec, request.options.systemd_cgroup)?;
         let cgroup_path = plan::cgroup::path(&spec, &self.settings.namespace, &request.id)?;
         let layout = self.layout()?;
         let joined = joined_namespaces(&spec)?;
@@ -113,8 +114,14 @@ impl Shim {
         let limits = plan::cgroup::limits(&resources, facts.cgroups.unified, None)?;
         let owner = (request.options.io_uid, request.options.io_gid);
         let kind = stdio_kind(&spec, request.stdio.terminal);
-        let (stdio, fds) = Stdio::open(&request.stdio, kind, owner)?;
-        let base = ExecBase::new(&spec, facts);
+        let allowed = request.options.loggers.as_deref();
+        let logger = self.start_logger(&request.stdio, &request.id, owner, allowed).await?;
+        let (stdio, fds) = Stdio::open_with(&request.stdio, kind, owner, logger)?;
+        let base = ExecBase {
+            pipe_owner: owner,
+            loggers: request.options.loggers.clone(),
+            ..ExecBase::new(&spec, facts)
+        };
         let cgroup = Cgroup::create(&cgroups, &limits)?;
         let parts = (base, cgroup, hooks);
         let made = self.launch(&request, (plan, devices), joined, fds, stdio, parts).await;
@@ -332,6 +339,18 @@ impl Shim {
         }
         launch::run(&self.reaper, plan::Plan { ops, ..Default::default() }, REMOVE_LIMIT).await
     }
+}
+
+/// The driver is what the path says; the option may not say otherwise.
+fn check_cgroup_driver(spec: &Spec, systemd: bool) -> Result<()> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+    let path = path.map(|path| path.to_string_lossy()).unwrap_or_default();
+    if systemd && path.split(':').count() != 3 {
+        return Err(Error::invalid(format!(
+            "the option systemd_cgroup: linux.cgroupsPath {path:?} is not slice:prefix:name"
+        )));
+    }
+    Ok(())
 }
 
 /// Opens every namespace that the spec names by path. None of them is on a disk that may hang.

@@ -42,7 +42,9 @@ impl Shim {
             &Facts { terminal: paths.terminal, ..base.facts },
         )?;
         launch::log_plan(&target.container, &plan);
-        let (mut stdio, fds) = Stdio::open(&paths, StdioKind::Relay, (0, 0))?;
+        let (owner, id) = (base.pipe_owner, target.exec.as_deref().unwrap_or_default());
+        let logger = self.start_logger(&paths, id, owner, base.loggers.as_deref()).await?;
+        let (mut stdio, fds) = Stdio::open_with(&paths, StdioKind::Relay, owner, logger)?;
         let mut inputs = stdio_inputs(fds);
         let into = cgroup_inputs(&cgroup, &mut inputs, &plan)?;
         inputs.push((Input::Init, init.try_clone().doing(|| "dup(pidfd)")?));

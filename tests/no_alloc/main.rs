@@ -161,7 +161,7 @@ kinds! {
     JoinCgroup Unshare Setns JoinKeyring OomScore WriteFile Sysctl Rmdir Unmount OpenTree CloneTree
     SetAttr NewMount OldMount Propagate AttachRootfs OpenRootfs Attach Mount MakeDir
     MakeNode Symlink Mask Readonly OpenPty AttachConsole Hooks Pivot Hostname Domainname Setsid
-    ControllingTerminal Birth Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
+    ControllingTerminal Birth LiftFds Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
     NoNewPrivs Seccomp Chdir VerifyCwd Home FindExecutable ResetSignals Ready CloseFds Exec ExecFd
     Exit ResetAffinity Affinity Scheduler IoPriority Personality MemoryPolicy Label
     FileLabel BringDevice
@@ -284,6 +284,7 @@ fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
         Op::AttachRootfs { mount: one, path: dir.path("cgroup") },
         Op::CloneTree { from: one, into: two },
         Op::WriteFile { path: dir.path("file"), data: c"x".into() },
+        Op::LiftFds { above: 64 },
         Op::Rmdir { path: dir.path("absent") },
         Op::Unmount { path: dir.path("cgroup") },
         Op::Unmount { path: dir.path("absent") },

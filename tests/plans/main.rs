@@ -149,6 +149,9 @@ fn planned(case: &Value) -> Result<Plan> {
         }
         "unmount-rootfs" => plan::hooks::unmount_rootfs(&PathBuf::from(string(case, "path"))),
         "holder" => plan::holder(&["containerd-shim-rs-v2", "holder"], &facts),
+        "logger" => {
+            plan::logger(&string(case, "program"), &strings(case, "args"), "web", "default")
+        }
         "remove" => {
             let dirs: Vec<PathBuf> = strings(case, "dirs").into_iter().map(PathBuf::from).collect();
             plan::remove(&dirs)

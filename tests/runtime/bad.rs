@@ -232,7 +232,14 @@ fn namespaces_and_stdio() {
         refused(pod, "no mount namespace", &none, |_| {}, Kind::Unimplemented, "mount namespace")
             .await;
         let before = Left::now(&pod.dir);
-        for stdout in ["relative", "/dev/null", "/no/such", "binary:///bin/true", "file://x/y"] {
+        for stdout in [
+            "relative",
+            "/dev/null",
+            "/no/such",
+            "ttrpc+unix:///x",
+            "binary:///no/such",
+            "file://x/y",
+        ] {
             pod.write_bundle("c", &sh("true"));
             let mut request = pod.request("c");
             request.stdio.stdout = stdout.into();

@@ -175,6 +175,31 @@ fn terminals() {
 }
 
 #[test]
+fn a_terminal_has_its_size_before_the_program_runs() {
+    alone(async |pod: &mut Pod| {
+        for (resized, want) in [(None, "24 80"), (Some((100, 30)), "30 100")] {
+            let mut client = Client::new(pod, true);
+            pod.write_bundle(
+                "c",
+                &with(sh(""), "/process", speaking("busybox stty size", &client)),
+            );
+            let mut request = pod.request("c");
+            request.stdio = client.paths.clone();
+            pod.send(request).await.unwrap();
+            if let Some((width, height)) = resized {
+                pod.shim.resize_pty(&target("c", ""), width, height).unwrap();
+            }
+            pod.start("c", "").await.unwrap();
+            assert_eq!(pod.wait("c", "").await.unwrap().status, 0);
+            let said = Client::rest(&mut client.stdout).await;
+            assert_eq!(String::from_utf8(said).unwrap(), format!("{want}\r\n"));
+            pod.end("c").await;
+            client.remove(pod);
+        }
+    });
+}
+
+#[test]
 fn a_user_may_open_its_own_stdout_again() {
     alone(async |pod: &mut Pod| {
         for exec in ["", "e"] {

@@ -179,6 +179,7 @@ impl fmt::Display for Op {
             Op::Setsid => f.write_str("setsid"),
             Op::ControllingTerminal => f.write_str("controlling terminal"),
             Op::Birth => f.write_str("birth in the pid namespace"),
+            Op::LiftFds { above } => write!(f, "lift fds above {above}"),
             Op::Dup { from, to } => write!(f, "dup {from} to {to}"),
             Op::ChownStdio { uid } => write!(f, "chown stdio to {uid}"),
             Op::Umask { mask } => write!(f, "umask {mask:#o}"),
