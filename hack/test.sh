@@ -23,5 +23,5 @@ SHIM_BINARY=$(realpath "$shim") timeout -k 10 1500 cargo test --workspace --lock
 # The holder has no loader in its empty root: its test wants a static test binary.
 host=$(rustc -vV | sed -n 's/^host: //p')
 timeout -k 10 600 cargo test --locked --test runtime --target "$host" \
-	--config "target.$host.rustflags=['-C','target-feature=+crt-static']" process_1
+	--config "target.$host.rustflags=['-C','target-feature=+crt-static']" process_1 -- userpods::
 hack/e2e.sh

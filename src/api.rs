@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use crate::events::Exit;
-use crate::plan::RootfsMount;
+use crate::plan::{IdMap, RootfsMount};
 
 /// `NamespaceMode` of CRI.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,8 +44,8 @@ pub struct PodConfig {
     pub network: NamespaceMode,
     pub pid: NamespaceMode,
     pub ipc: NamespaceMode,
-    /// `userns_options.mode` is POD.
-    pub user_namespace: bool,
+    /// `userns_options` with mode POD.
+    pub user: Option<IdMap>,
     pub privileged: bool,
     pub log_directory: String,
 }

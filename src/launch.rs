@@ -48,6 +48,14 @@ pub struct Child {
     released: bool,
 }
 
+/// What a child has come to.
+enum Step {
+    /// It has stopped at this step, and waits.
+    Stopped(u16),
+    /// Its plan goes on in another process.
+    Born,
+}
+
 impl Drop for Child {
     fn drop(&mut self) {
         if !self.released {
@@ -174,20 +182,19 @@ pub async fn run_with(
 }
 
 impl Child {
-    /// Waits until the child has stopped for hooks. On an error it is dead.
-    pub async fn at_hooks(&mut self) -> Result<()> {
-        self.stopped(Op::Hooks).await
-    }
-
     /// Waits until the child is parked before its program. On an error it is dead.
     pub async fn ready(&mut self) -> Result<()> {
-        self.stopped(Op::Ready).await
+        while !self.reached(&Op::Ready).await? {}
+        Ok(())
     }
 
-    async fn stopped(&mut self, at: Op) -> Result<()> {
+    /// Waits until the child has stopped at this step, or its plan goes on in another process: then
+    /// `false`, and there is another pid. On an error it is dead.
+    pub async fn reached(&mut self, at: &Op) -> Result<bool> {
         match self.next().await? {
-            Some(op) if self.is(op, |op| *op == at) => Ok(()),
-            Some(_) => Err(self.out_of_order().await),
+            Some(Step::Stopped(op)) if self.is(op, |op| op == at) => Ok(true),
+            Some(Step::Stopped(_)) => Err(self.out_of_order().await),
+            Some(Step::Born) => Ok(false),
             None => Err(self.died().await),
         }
     }
@@ -203,7 +210,11 @@ impl Child {
         if self.plan.ops.contains(&Op::Ready) {
             self.resume();
         }
-        match self.next().await? {
+        let next = match self.next().await? {
+            Some(Step::Born) => self.next().await?,
+            next => next,
+        };
+        match next {
             None if self.expecting.is_some() => Err(self.died().await),
             None => {
                 self.released = true;
@@ -217,8 +228,8 @@ impl Child {
         self.failed(Error::new(Kind::Unknown, "a report out of order")).await
     }
 
-    /// `Some`: stopped, at this step. `None`: the other end is closed, by `execve` or by death.
-    async fn next(&mut self) -> Result<Option<u16>> {
+    /// `None`: the other end is closed, by `execve` or by death.
+    async fn next(&mut self) -> Result<Option<Step>> {
         loop {
             let mut guard = self.reports.readable().await.doing(|| "epoll_wait(reports)")?;
             let message = match sys::fd::receive(self.reports.get_ref().as_fd()) {
@@ -233,7 +244,7 @@ impl Child {
                 Ok(Some(message)) => message,
             };
             match (Report::decode(message.0), message.1) {
-                (Some(Report::Ready { op }), None) => return Ok(Some(op)),
+                (Some(Report::Ready { op }), None) => return Ok(Some(Step::Stopped(op))),
                 (Some(Report::Master { op }), Some(fd))
                     if self.master.is_none()
                         && self.is(op, |op| matches!(op, Op::OpenPty { .. })) =>
@@ -243,6 +254,7 @@ impl Child {
                 (Some(Report::Born { op, pid }), None) if self.is(op, |op| *op == Op::Birth) => {
                     self.born(pid as u32).await?;
                     self.hand_over().await?;
+                    return Ok(Some(Step::Born));
                 }
                 (Some(Report::Listener { op, fd }), None)
                     if self.notifications.is_none()

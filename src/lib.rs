@@ -31,3 +31,4 @@ pub mod shim;
 pub mod socket;
 pub mod stdio;
 pub mod sys;
+pub mod user;

@@ -5,7 +5,7 @@
 //! is not a hook on its way back to the host.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::error::{Doing, Error, Result};
-use crate::sys::raw;
+use crate::sys::{self, raw};
 
 /// A kind of namespace as `/proc/PID/ns` names it.
 pub fn name(kind: LinuxNamespaceType) -> &'static str {
@@ -82,6 +82,21 @@ pub fn is_ours(file: &File, kind: &str) -> Result<bool> {
     let ours = std::fs::metadata(&path).doing(|| format!("stat {path}"))?;
     let theirs = file.metadata().doing(|| "fstat(namespace)")?;
     Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+}
+
+/// Whether two files are one namespace.
+pub fn same(a: &File, b: &File) -> Result<bool> {
+    let (a, b) = (a.metadata().doing(|| "fstat")?, b.metadata().doing(|| "fstat")?);
+    Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
+}
+
+/// The user namespace that a namespace belongs to; `None`: one outside of this process' own.
+pub fn owner(ns: BorrowedFd<'_>) -> Result<Option<File>> {
+    match sys::fd::user_namespace_of(ns) {
+        Ok(owner) => Ok(Some(owner.into())),
+        Err(nix::errno::Errno::EPERM) => Ok(None),
+        Err(errno) => Err(Error::sys("ioctl(NS_GET_USERNS)", errno)),
+    }
 }
 
 impl Pod {

@@ -1,5 +1,5 @@
 //! A pod's sandbox: the namespaces that this process enters, the files and the `/dev/shm` that its
-//! containers share, and a holder where they share a PID namespace.
+//! containers share, and a holder where they share a PID or a user namespace.
 //!
 //! Its state changes only here. Status, Ping and Platform must never wait for any of it.
 
@@ -86,10 +86,9 @@ impl Sandbox {
     /// Writes the pod's files. Nothing runs yet.
     pub fn create(request: CreateSandbox) -> Result<Sandbox> {
         bundle::check_id(&request.id)?;
-        if request.config.user_namespace {
-            return Err(Error::unimplemented(
-                "namespace_options.userns_options: a pod's user namespace",
-            ));
+        let root = |map: &plan::IdMap| map.uid(0).is_some() && map.gid(0).is_some();
+        if request.config.user.as_ref().is_some_and(|map| !root(map)) {
+            return Err(Error::invalid("namespace_options.userns_options: 0 is not mapped"));
         }
         if request.config.network != NamespaceMode::Node && request.netns_path.is_empty() {
             return Err(Error::invalid(
@@ -255,6 +254,9 @@ impl Sandbox {
         }
         if self.config.pid == NamespaceMode::Pod {
             namespaces.push(json!({"type": "pid", "path": path("pid")}));
+        }
+        if self.config.user.is_some() {
+            namespaces.push(json!({"type": "user", "path": path("user")}));
         }
         let mut annotations: BTreeMap<&str, &str> =
             self.config.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();

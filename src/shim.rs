@@ -15,6 +15,7 @@ mod oom;
 mod pod;
 mod seccomp;
 mod start;
+mod user;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

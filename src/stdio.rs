@@ -248,6 +248,7 @@ impl Stdio {
                 let fifo = Fifo::open(path)?;
                 let held = fifo.end(OFlag::O_RDONLY)?;
                 let theirs = fifo.blocking_write_end(&held)?;
+                give(&theirs, owner)?;
                 self.direct.push(held);
                 Ok(theirs)
             }
@@ -322,12 +323,18 @@ fn polled(fd: OwnedFd, interest: Interest) -> Result<Polled> {
 }
 
 /// An anonymous pipe: (read end, write end).
-fn pipe((uid, gid): (u32, u32)) -> Result<(OwnedFd, OwnedFd)> {
+fn pipe(owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC).doing(|| "pipe2(O_CLOEXEC)")?;
-    if (uid, gid) != (0, 0) {
-        // Both ends are one inode.
-        fchown(&read, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-            .doing(|| format!("fchown(pipe, {uid}, {gid})"))?;
-    }
+    // Both ends are one inode.
+    give(&read, owner)?;
     Ok((read, write))
+}
+
+/// Gives a pipe or FIFO to a user, who can open it again then.
+fn give(pipe: &OwnedFd, (uid, gid): (u32, u32)) -> Result<()> {
+    if (uid, gid) == (0, 0) {
+        return Ok(());
+    }
+    fchown(pipe, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        .doing(|| format!("fchown(pipe, {uid}, {gid})"))
 }

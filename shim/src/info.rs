@@ -8,6 +8,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use containerd_shim_rs::error::{Doing, Error, Result};
+use containerd_shim_rs::plan;
 use serde_json::{Value, json};
 
 use crate::bootstrap;
@@ -22,15 +23,6 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Set by `hack/build.sh`.
 const REVISION: Option<&str> = option_env!("SHIM_REVISION");
 const RUSTC: Option<&str> = option_env!("SHIM_RUSTC");
-
-/// The mount options of the OCI runtime spec that a plan can carry out, sorted.
-const MOUNT_OPTIONS: &str = "\
-    async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime \
-    nodev nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid \
-    nosymfollow private ratime rbind rdev rdiratime relatime remount rexec rnoatime rnodev \
-    rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow ro rprivate rrelatime \
-    rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared silent slave \
-    strictatime suid symfollow sync unbindable";
 
 /// Prints a `RuntimeInfo`.
 pub fn run() -> Result<()> {
@@ -86,23 +78,42 @@ fn seccomp() -> Value {
     })
 }
 
+/// The hooks of a spec that are run.
+const HOOKS: [&str; 6] =
+    ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+
+/// The memory policies and flags of `set_mempolicy(2)`.
+const MEMORY_MODES: [&str; 7] = [
+    "MPOL_DEFAULT",
+    "MPOL_BIND",
+    "MPOL_INTERLEAVE",
+    "MPOL_WEIGHTED_INTERLEAVE",
+    "MPOL_PREFERRED",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_LOCAL",
+];
+const MEMORY_FLAGS: [&str; 3] =
+    ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"];
+
 /// The OCI features document. CRI reads `rro`, `user` with idmap, and no more.
 fn features() -> Value {
-    let off = json!({"enabled": false});
+    let (on, off) = (json!({"enabled": true}), json!({"enabled": false}));
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
-        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart",
-            "poststop"],
-        "mountOptions": MOUNT_OPTIONS.split(' ').collect::<Vec<_>>(),
+        "hooks": HOOKS,
+        "mountOptions": plan::mount_options(),
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": plan::capability_names(),
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
             "seccomp": seccomp(),
-            "apparmor": off,
-            "selinux": off,
+            "apparmor": on,
+            "selinux": on,
             "intelRdt": off,
-            "mountExtensions": {"idmap": off},
+            "memoryPolicy": {"modes": MEMORY_MODES, "flags": MEMORY_FLAGS},
+            "mountExtensions": {"idmap": on},
+            "netDevices": on,
         },
     })
 }

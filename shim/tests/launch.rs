@@ -311,11 +311,13 @@ fn info_says_what_is_supported() {
         assert_eq!(info.features.type_url, url);
         let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
         let mount_options = features["mountOptions"].as_array().unwrap();
-        for option in ["rro", "rbind", "async", "unbindable", "nosymfollow"] {
+        for option in ["rro", "rbind", "async", "unbindable", "nosymfollow", "ridmap"] {
             assert!(mount_options.iter().any(|have| have == option), "{option}");
         }
         assert!(mount_options.is_sorted_by_key(|option| option.as_str()));
-        assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], false);
+        assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], true);
+        let namespaces = features["linux"]["namespaces"].as_array().unwrap();
+        assert!(namespaces.iter().any(|have| have == "user"), "{namespaces:?}");
         assert_eq!(features["linux"]["seccomp"]["enabled"], true);
     }
 }

@@ -3,7 +3,7 @@
 //! It must never decide anything that the plan could have decided.
 
 use super::report::Call;
-use super::{At, Fail, Fd, Frozen, attributes, device, path, process};
+use super::{At, Fail, Fd, Frozen, attributes, device, path, process, user};
 use crate::plan::{Attr, Op, Param, Slot, Target};
 use crate::sys::raw;
 
@@ -14,6 +14,8 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
         Op::JoinCgroup { procs } => raw::write(f.fd(*procs)?, b"0").at(Call::Write),
         Op::Unshare { flags } => raw::unshare(*flags).at(Call::Unshare).map(drop),
         Op::Setns { ns, flags } => raw::setns(f.fd(*ns)?, *flags).at(Call::Setns).map(drop),
+        Op::UserRoot => user::root(),
+        Op::TimeOffsets { offsets } => user::time_offsets(offsets),
         Op::JoinKeyring { name } => process::join_keyring(name),
         Op::OomScore { adj } => process::oom_score(*adj),
         Op::ResetAffinity => attributes::reset_affinity(),
@@ -43,6 +45,10 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
             f.fill(*into, fd)
         }
         Op::SetAttr { mount, attr } => set_attr(f.fd(*mount)?, attr),
+        Op::IdMap { mount, user, recursive } => {
+            let (mount, user) = (f.fd(*mount)?, f.fd(*user)?);
+            raw::map_ids(mount, user, *recursive).at(Call::MountSetattr).map(drop)
+        }
         Op::NewMount { fstype, params, attr, into } => {
             let fd = new_mount(fstype, params, *attr, None)?;
             f.fill(*into, fd)

@@ -17,6 +17,7 @@ mod device;
 mod path;
 mod process;
 pub mod report;
+mod user;
 
 use std::ffi::{CString, c_char};
 

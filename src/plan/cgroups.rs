@@ -56,7 +56,7 @@ fn hierarchies(options: &Options, facts: &Facts, own: bool) -> Result<Vec<(Optio
             let clear = MOUNT_ATTR_RDONLY & !set;
             let slave = Attr { propagation: MS_SLAVE, recursive: true, ..Attr::default() };
             let attrs = vec![Attr { set, clear, ..Attr::default() }, slave];
-            Kind::Bind { source: path.clone(), recursive: false, attrs, mount: None }
+            Kind::Bind { source: path.clone(), recursive: false, attrs, mount: None, ids: None }
         };
         all.push((Some(name), kind));
     }

@@ -8,7 +8,8 @@ use libc::{S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT};
 use oci_spec::runtime::{Linux, LinuxDeviceType as Type};
 
 use super::paths::{clean, cstring, target};
-use super::{Missing, Op, Plan, Slot};
+use super::user::User;
+use super::{Missing, Op, Plan, Slot, Target};
 use crate::error::{Error, Result};
 
 /// Path, major, minor; character devices, mode 0666.
@@ -31,15 +32,17 @@ const LINKS: [(&str, &str); 6] = [
     ("/dev/core", "/proc/kcore"),
 ];
 
-/// Nodes and links. Before the root turns read-only.
-pub(super) fn make(plan: &mut Plan, linux: &Linux, root: Slot) -> Result<()> {
+/// Nodes and links. Before the root turns read-only. With `user`, `root` is not the container's root
+/// but its `/dev`, before the child enters that user namespace: nobody in one can make a node.
+pub(super) fn make(plan: &mut Plan, linux: &Linux, root: Slot, user: Option<&User>) -> Result<()> {
     let given = linux.devices().as_deref().unwrap_or_default();
     let paths: Vec<String> = given.iter().map(|device| clean(device.path())).collect();
     for (path, major, minor) in DEFAULT {
         if paths.iter().all(|given| given != path) {
-            let target = target(path, path, Missing::Directory)?;
+            let target = place(path, path, user)?;
+            let (uid, gid) = owner(path, (0, 0), user)?;
             let mode = S_IFCHR | 0o666;
-            plan.ops.push(Op::MakeNode { root, target, mode, major, minor, uid: 0, gid: 0 });
+            plan.ops.push(Op::MakeNode { root, target, mode, major, minor, uid, gid });
         }
     }
     for (i, (device, path)) in given.iter().zip(&paths).enumerate() {
@@ -62,22 +65,45 @@ pub(super) fn make(plan: &mut Plan, linux: &Linux, root: Slot) -> Result<()> {
             Err(_) if kind == S_IFIFO => Ok(0),
             Err(_) => Err(Error::invalid(format!("{field}.{name}: {value} is out of range"))),
         };
+        let given = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
+        let (uid, gid) = owner(&field, given, user)?;
         plan.ops.push(Op::MakeNode {
             root,
-            target: target(format_args!("{field}.path"), path, Missing::Directory)?,
+            target: place(&format!("{field}.path"), path, user)?,
             mode: kind | (device.file_mode().unwrap_or(0o666) & !S_IFMT),
             major: number("major", device.major())?,
             minor: number("minor", device.minor())?,
-            uid: device.uid().unwrap_or(0),
-            gid: device.gid().unwrap_or(0),
+            uid,
+            gid,
         });
     }
     for (path, to) in LINKS {
-        let target = target(path, path, Missing::Directory)?;
+        let target = place(path, path, user)?;
         let to: CString = cstring(path, to)?;
         plan.ops.push(Op::Symlink { root, target, to });
     }
     Ok(())
+}
+
+/// The target, beneath `/dev` if that is where the targets begin.
+fn place(field: &str, path: &str, user: Option<&User>) -> Result<Target> {
+    if user.is_none() {
+        return target(field, path, Missing::Directory);
+    }
+    match path.strip_prefix("/dev/") {
+        Some(name) => target(field, name, Missing::Directory),
+        None => Err(Error::unimplemented(format!(
+            "{field}: {path:?}: outside of /dev, with a user namespace, a device"
+        ))),
+    }
+}
+
+/// The owner in the host's ids.
+fn owner(field: &str, (uid, gid): (u32, u32), user: Option<&User>) -> Result<(u32, u32)> {
+    let Some(user) = user else { return Ok((uid, gid)) };
+    let mapped = user.map.uid(uid).zip(user.map.gid(gid));
+    let text = || format!("{field}: {uid}:{gid} is not mapped in the user namespace");
+    mapped.ok_or_else(|| Error::invalid(text()))
 }
 
 #[cfg(test)]
@@ -88,7 +114,7 @@ mod tests {
     fn nodes(devices: Value) -> Result<Vec<String>> {
         let linux: Linux = serde_json::from_value(json!({"devices": devices})).unwrap();
         let mut plan = Plan::default();
-        make(&mut plan, &linux, Slot(0))?;
+        make(&mut plan, &linux, Slot(0), None)?;
         Ok(plan.ops.iter().map(|op| op.to_string()).filter(|op| op.contains("mknod")).collect())
     }
 

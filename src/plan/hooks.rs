@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use libc::{CLONE_NEWPID, MS_PRIVATE};
+use libc::{CLONE_NEWPID, CLONE_NEWUSER, MS_PRIVATE};
 use oci_spec::runtime::{Hook as OciHook, Process, Spec};
 
 use super::paths::{cpath, cstring};
@@ -123,6 +123,9 @@ pub fn create_container(hook: &Hook, spec: &Spec, namespaces: i32, facts: &Facts
     process::join_cgroups(&mut plan, facts);
     let ns = plan.input(Input::Init);
     plan.ops.push(Op::Setns { ns, flags: namespaces });
+    if namespaces & CLONE_NEWUSER != 0 {
+        plan.ops.push(Op::UserRoot);
+    }
     let root = cpath("root.path", &rootfs::path(spec, facts)?)?;
     program(&mut plan, hook, root, namespaces & CLONE_NEWPID != 0);
     Ok(plan)
@@ -182,7 +185,12 @@ pub fn mount_rootfs(spec: &Spec, facts: &Facts) -> Result<Option<(Plan, PathBuf)
     }
     let mut plan = Plan::default();
     plan.input(Input::Report);
-    let opened = rootfs::open(&mut plan, spec, facts)?;
+    let opened = rootfs::open(&mut plan, spec, facts, None)?;
+    if opened.is_unfinished() {
+        // They would be mounted over the host's own layers.
+        let text = "rootfs: id-mapped layers, with hooks that look for it on the host,";
+        return Err(Error::unimplemented(text));
+    }
     let path = opened.path.clone();
     let root = rootfs::attach(&mut plan, opened)?;
     // What is attached below a shared mount becomes shared by it.

@@ -9,8 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use libc::{
-    CLONE_NEWNS, CLONE_NEWPID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
-    MOUNT_ATTR_RDONLY, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE,
+    CLONE_NEWPID, CLONE_NEWUSER, MOUNT_ATTR_RDONLY, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE,
 };
 use oci_spec::runtime::{Linux, Process, Spec};
 
@@ -20,6 +19,7 @@ pub mod cgroup;
 mod cgroups;
 pub mod device_filter;
 mod devices;
+mod holder;
 pub mod hooks;
 mod logger;
 mod mounts;
@@ -32,15 +32,21 @@ mod process;
 mod rootfs;
 pub mod seccomp;
 pub mod spec;
+mod time;
+mod user;
 
+pub use holder::{Holder, holder};
 pub use logger::logger;
 pub use namespaces::sysctl_file;
 pub use net_devices::net_devices;
 pub use op::{Attr, Missing, Op, Param, Slot, Target};
+pub use options::mount_options;
 pub use paths::cpath;
 use process::End;
+pub use process::capability_names;
 pub use process::label::Modules;
 pub use process::schedule::{Set, Shared, initial_affinity};
+pub use user::{IdMap, IdRange, map_file, user_namespace};
 
 /// A descriptor that the parent opens before clone and puts in a slot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +63,8 @@ pub enum Input {
     Init,
     /// The host's namespace of one `CLONE_NEW*`, for a hook while this process is in the pod's.
     HostNamespace(i32),
+    /// A user namespace with the mappings of this index in [`Plan::users`].
+    User(usize),
     /// The pod's `/dev/shm`, a detached tmpfs.
     SandboxShm,
     /// An executable file.
@@ -94,6 +102,11 @@ pub struct Facts {
     pub shared: Shared,
     /// `linux.seccomp`, compiled; also for execs.
     pub seccomp: Option<Arc<seccomp::Filter>>,
+    /// The mappings of the container's user namespace; of one that the spec names by path, as the
+    /// kernel has them.
+    pub user_map: Option<IdMap>,
+    /// The network namespace that the spec names by path belongs to that user namespace.
+    pub user_owns_network: bool,
 }
 
 /// One mount of `CreateTaskRequest.rootfs` (containerd's `types.Mount`).
@@ -157,6 +170,8 @@ pub struct Plan {
     pub inputs: Vec<(Input, Slot)>,
     /// How many slots there are.
     pub slots: u16,
+    /// The user namespaces that the parent makes beforehand.
+    pub users: Vec<IdMap>,
 }
 
 impl Plan {
@@ -176,6 +191,16 @@ impl Plan {
         self.inputs.push((input, slot));
         slot
     }
+
+    /// The slot of a user namespace with these mappings, one for all that want them.
+    fn user_namespace(&mut self, map: &IdMap) -> Slot {
+        let known = self.users.iter().position(|have| have == map);
+        let index = known.unwrap_or_else(|| {
+            self.users.push(map.clone());
+            self.users.len() - 1
+        });
+        self.input(Input::User(index))
+    }
 }
 
 /// The init of a container.
@@ -191,7 +216,11 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     let mut plan = Plan::default();
     plan.input(Input::Report);
     let namespaces = namespaces::resolve(&mut plan, linux, facts)?;
-    let mut entries = mounts::resolve(spec, facts, namespaces.new)?;
+    let user = namespaces.user.as_ref();
+    if let Some(user) = user {
+        user::check_user(process, &user.map)?;
+    }
+    let mut entries = mounts::resolve(spec, facts, &namespaces)?;
 
     process::join_cgroups(&mut plan, facts);
     plan.ops.push(Op::ResetAffinity);
@@ -199,19 +228,27 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
         plan.ops.push(Op::Unshare { flags: namespaces.unshare });
     }
     process::early(&mut plan, process, facts)?;
-    process::schedule::apply(&mut plan, process, &Shared::of(linux), false)?;
+    let born = namespaces.inside & CLONE_NEWPID != 0;
+    process::schedule::apply(&mut plan, process, &Shared::of(linux), born)?;
     // Opened while the mounts of this new namespace are still peers of the host's: a slave's clone
     // could never carry a mount back to the host, as `rshared` wants.
-    mounts::open(&mut plan, &mut entries)?;
-    let rootfs = rootfs::open(&mut plan, spec, facts)?;
+    mounts::open(&mut plan, &mut entries, user)?;
+    let mut rootfs = rootfs::open(&mut plan, spec, facts, user)?;
     plan.ops.push(Op::Propagate { flags: MS_REC | MS_SLAVE });
-    plan.ops.extend(namespaces.joins);
+    rootfs.finish(&mut plan);
+    let first = plan.ops.len();
+    if let Some(user) = user {
+        mounts::make_dev(&mut plan, linux, &mut entries, user)?;
+    }
+    enter(&mut plan, linux, &namespaces)?;
 
     let root = rootfs::attach(&mut plan, rootfs)?;
-    let first = plan.ops.len();
+    if user.is_some() {
+        plan.ops.push(Op::UserRoot);
+    }
     let late = mounts::attach(&mut plan, &entries, root)?;
-    if !mounts::binds(&entries, "/dev") {
-        devices::make(&mut plan, linux, root)?;
+    if user.is_none() && !mounts::binds(&entries, "/dev") {
+        devices::make(&mut plan, linux, root, None)?;
     }
     let mut pty = None;
     if facts.terminal {
@@ -239,11 +276,27 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     }
     process::run(&mut plan, process, pty, facts)?;
     process::end(&mut plan, process, facts, End::Parked);
+    if user.is_some() {
+        user::limits_first(&mut plan);
+    }
     // A child reports a step by its number in 16 bits.
     if plan.ops.len() > usize::from(u16::MAX) {
         return Err(Error::invalid(format!("the spec asks for {} steps", plan.ops.len())));
     }
     Ok(plan)
+}
+
+/// Into the namespaces that are joined, and into those that are made inside a user namespace.
+fn enter(plan: &mut Plan, linux: &Linux, all: &namespaces::Namespaces) -> Result<()> {
+    plan.ops.extend(all.joins.iter().cloned());
+    if let Some(user) = &all.user {
+        user.enter(plan, all.inside);
+    }
+    time::offsets(plan, linux, all.new)?;
+    if all.inside & CLONE_NEWPID != 0 {
+        plan.ops.push(Op::Birth);
+    }
+    Ok(())
 }
 
 /// Another process in a container. `namespaces`: the `CLONE_NEW*` of those to join.
@@ -261,6 +314,12 @@ pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
         let ns = plan.input(Input::Init);
         plan.ops.push(Op::Setns { ns, flags: namespaces });
     }
+    if namespaces & CLONE_NEWUSER != 0 {
+        if let Some(map) = &facts.user_map {
+            user::check_user(process, map)?;
+        }
+        plan.ops.push(Op::UserRoot);
+    }
     let mut pty = None;
     if facts.terminal {
         let root = plan.slot();
@@ -270,49 +329,7 @@ pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
     process::run(&mut plan, process, pty, facts)?;
     // A process enters a PID namespace by its birth only.
     process::end(&mut plan, process, facts, if born { End::Born } else { End::Here });
-    Ok(plan)
-}
-
-/// The first process of a pod whose containers share a PID namespace. It sees nothing, owns nothing
-/// and may do nothing, as containers with `CAP_SYS_PTRACE` can look into it.
-pub fn holder(args: &[&str], facts: &Facts) -> Result<Plan> {
-    const NOBODY: u32 = 65534;
-    let mut plan = Plan { namespaces: CLONE_NEWNS | CLONE_NEWPID, ..Plan::default() };
-    plan.input(Input::Report);
-    let exe = plan.input(Input::Executable);
-    process::join_cgroups(&mut plan, facts);
-    let (mount, root) = (plan.slot(), plan.slot());
-    let path = paths::cpath("the bundle", &facts.bundle)?;
-    let params = ["source=holder", "mode=555", "nr_blocks=1", "nr_inodes=1"];
-    plan.ops.extend([
-        Op::NewMount {
-            fstype: c"tmpfs".into(),
-            params: params.iter().map(|p| options::param(p)).collect::<Result<_>>()?,
-            attr: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
-            into: mount,
-        },
-        Op::SetAttr { mount, attr: Attr { propagation: MS_PRIVATE, ..Attr::default() } },
-        Op::Propagate { flags: MS_REC | MS_SLAVE },
-        Op::AttachRootfs { mount, path: path.clone() },
-        Op::OpenRootfs { path, into: root },
-        Op::Pivot { root },
-        Op::ResetSignals,
-        Op::Setsid,
-    ]);
-    process::stdio(&mut plan);
-    plan.ops.extend([
-        Op::BoundingSet { keep: 0 },
-        Op::Groups { gids: Vec::new() },
-        Op::Gid { gid: NOBODY },
-        Op::Uid { uid: NOBODY },
-        Op::Capset { effective: 0, permitted: 0, inheritable: 0 },
-        Op::Ambient { caps: 0 },
-        Op::NoNewPrivs,
-        Op::CloseFds,
-        Op::ExecFd { exe },
-    ]);
-    let text = |arg: &&str| paths::cstring("an argument of the holder", arg);
-    plan.args = args.iter().map(text).collect::<Result<_>>()?;
+    user::limits_first(&mut plan);
     Ok(plan)
 }
 
@@ -341,10 +358,7 @@ fn alone(ops: impl Iterator<Item = Result<Op>>) -> Result<Plan> {
 
 /// Refuses by name what is not there; silence would be a container that is not as its spec says.
 fn supported(linux: &Linux) -> Result<()> {
-    let fields = [
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|all| !all.is_empty())),
-    ];
+    let fields = [("linux.intelRdt", linux.intel_rdt().is_some())];
     if let Some((field, _)) = fields.iter().find(|(_, given)| *given) {
         return Err(Error::unimplemented(field));
     }
@@ -372,6 +386,9 @@ impl fmt::Display for Plan {
         }
         for (input, slot) in &self.inputs {
             writeln!(f, "input {slot} {input:?}")?;
+        }
+        for (i, map) in self.users.iter().enumerate() {
+            writeln!(f, "user namespace {i}: {map}")?;
         }
         for (i, op) in self.ops.iter().enumerate() {
             writeln!(f, "{i:3} {op}")?;

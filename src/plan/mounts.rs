@@ -8,16 +8,18 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use libc::{
-    CLONE_NEWCGROUP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
-    MS_PRIVATE, MS_SLAVE,
+    CLONE_NEWCGROUP, CLONE_NEWNET, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY, MS_PRIVATE, MS_SHARED, MS_SLAVE,
 };
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{Linux, Mount, Spec};
 
-use super::cgroups;
-use super::options::Options;
+use super::namespaces::Namespaces;
+use super::options::{Options, param};
 use super::paths::{beneath, check_proc, clean, cpath, cstring, on_host, target};
 use super::rootfs::fs_params;
-use super::{Attr, Facts, Input, Missing, Op, Param, Plan, Slot};
+use super::user::User;
+use super::{Attr, Facts, IdMap, Input, Missing, Op, Param, Plan, Slot};
+use super::{cgroups, devices};
 use crate::error::{Doing, Error, Result};
 
 /// CRI's annotation that tells a container from its sandbox.
@@ -46,6 +48,13 @@ pub(super) enum Kind {
         recursive: bool,
         attrs: Vec<Attr>,
         mount: Option<Slot>,
+        ids: Option<Ids>,
+    },
+    /// A `/dev` with its nodes in it, made before a user namespace was entered. `sealed`: to be
+    /// read-only once the console is in it.
+    Dev {
+        mount: Slot,
+        sealed: bool,
     },
     /// Of the pod's own `/dev/shm`.
     Shm {
@@ -62,8 +71,16 @@ pub(super) enum Kind {
     },
 }
 
+/// How the ids of a bind mount are mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ids {
+    /// `None`: as in the container's user namespace.
+    map: Option<IdMap>,
+    recursive: bool,
+}
+
 /// Everything to mount, in order.
-pub(super) fn resolve(spec: &Spec, facts: &Facts, new_namespaces: i32) -> Result<Vec<Entry>> {
+pub(super) fn resolve(spec: &Spec, facts: &Facts, ns: &Namespaces) -> Result<Vec<Entry>> {
     let mut all = Vec::new();
     let count = spec.mounts().as_ref().map_or(0, Vec::len);
     if count > MOST {
@@ -76,8 +93,7 @@ pub(super) fn resolve(spec: &Spec, facts: &Facts, new_namespaces: i32) -> Result
             let text = format!("{field}.destination: nothing can be mounted on the root");
             return Err(Error::invalid(text));
         }
-        let own_cgroups = new_namespaces & CLONE_NEWCGROUP != 0;
-        let entries = entries(mount, facts, own_cgroups).doing(|| field.clone())?;
+        let entries = entries(mount, facts, ns).doing(|| field.clone())?;
         all.extend(entries.into_iter().map(|(name, kind)| {
             let destination = match name {
                 None => destination.clone(),
@@ -86,7 +102,7 @@ pub(super) fn resolve(spec: &Spec, facts: &Facts, new_namespaces: i32) -> Result
             Entry { field: field.clone(), destination, kind }
         }));
     }
-    inject(&mut all, spec, facts);
+    inject(&mut all, spec, facts, ns.user.is_some());
     for entry in &all {
         check(entry)?;
     }
@@ -98,31 +114,57 @@ fn check(entry: &Entry) -> Result<bool> {
         Kind::New { fstype, .. } => fstype == "proc",
         // A plan cannot look at the source's file system: the host's own procfs, by its name.
         Kind::Bind { source, .. } => source == Path::new("/proc"),
-        Kind::Shm { .. } | Kind::Symlink { .. } => false,
+        Kind::Shm { .. } | Kind::Symlink { .. } | Kind::Dev { .. } => false,
     };
     check_proc(format_args!("{}.destination", entry.field), &entry.destination, proc)
 }
 
 /// What one mount of the spec comes to; a name is that of a file in its destination.
-fn entries(mount: &Mount, facts: &Facts, own: bool) -> Result<Vec<(Option<String>, Kind)>> {
-    let mappings = [mount.uid_mappings(), mount.gid_mappings()];
-    if mappings.iter().any(|map| map.as_ref().is_some_and(|map| !map.is_empty())) {
-        return Err(Error::unimplemented("an id-mapped mount"));
-    }
+fn entries(mount: &Mount, facts: &Facts, ns: &Namespaces) -> Result<Vec<(Option<String>, Kind)>> {
     let options = Options::parse(mount.options().as_deref().unwrap_or_default());
     let options = options.doing(|| "options")?;
     let fstype = mount.typ().as_deref().unwrap_or_default();
     let source = mount.source().clone().unwrap_or_default();
+    let mapped = ids(mount, &options, ns.user.is_some())?;
     if options.bind.is_some() || fstype == "bind" {
-        return Ok(vec![(None, bind(&options, &source, facts)?)]);
+        let mut kind = bind(&options, &source, facts)?;
+        if let Kind::Bind { ids, .. } = &mut kind {
+            *ids = mapped;
+        }
+        return Ok(vec![(None, kind)]);
+    }
+    if mapped.is_some() {
+        return Err(Error::unimplemented("an id-mapped mount that is no bind mount"));
     }
     if options.remount {
         return Err(Error::unimplemented("options: \"remount\" of a file system"));
     }
     match fstype {
         "" => Err(Error::invalid("type is missing")),
-        "cgroup" => cgroups::entries(&source, options, facts, own),
+        "cgroup" => cgroups::entries(&source, options, facts, ns.new & CLONE_NEWCGROUP != 0),
+        // It belongs to the network namespace, which may not be the container's root's.
+        "sysfs" if ns.user.is_some() && ns.new & CLONE_NEWNET == 0 && !facts.user_owns_network => {
+            let set = Attr { set: options.new_mount(), recursive: true, ..Attr::default() };
+            let slave = Attr { propagation: MS_SLAVE, recursive: true, ..Attr::default() };
+            let (source, attrs) = ("/sys".into(), vec![set, slave]);
+            let kind = Kind::Bind { source, recursive: true, attrs, mount: None, ids: None };
+            Ok(vec![(None, kind)])
+        }
         fstype => Ok(vec![(None, new(fstype, &source, &options)?)]),
+    }
+}
+
+/// Mappings without the option are mapped all the same, as in runc.
+fn ids(mount: &Mount, options: &Options, user: bool) -> Result<Option<Ids>> {
+    let map = IdMap::of(mount.uid_mappings(), mount.gid_mappings());
+    let map = if map.is_empty() { None } else { Some(map.checked()?) };
+    let recursive = options.ids == Some(true);
+    match (&map, options.ids) {
+        (None, None) => Ok(None),
+        (None, Some(_)) if !user => {
+            Err(Error::invalid("\"idmap\" without mappings, and without a user namespace"))
+        }
+        _ => Ok(Some(Ids { map, recursive })),
     }
 }
 
@@ -150,7 +192,13 @@ pub(super) fn bind(options: &Options, source: &Path, facts: &Facts) -> Result<Ki
         attrs.push(flow(MS_SLAVE, true));
     }
     attrs.extend(options.propagation.iter().map(|(flag, recursive)| flow(*flag, *recursive)));
-    Ok(Kind::Bind { source: on_host(&facts.bundle, source), recursive, attrs, mount: None })
+    Ok(Kind::Bind {
+        source: on_host(&facts.bundle, source),
+        recursive,
+        attrs,
+        mount: None,
+        ids: None,
+    })
 }
 
 pub(super) fn new(fstype: &str, source: &Path, options: &Options) -> Result<Kind> {
@@ -163,7 +211,7 @@ pub(super) fn new(fstype: &str, source: &Path, options: &Options) -> Result<Kind
 
 /// CRI leaves out the pod's files if it cannot find them, as after a restart of containerd. A
 /// `/dev/shm` that is none of a pod's would break shared memory between its containers silently.
-fn inject(all: &mut Vec<Entry>, spec: &Spec, facts: &Facts) {
+fn inject(all: &mut Vec<Entry>, spec: &Spec, facts: &Facts, user: bool) {
     let Some(sandbox) = &facts.sandbox else { return };
     let annotations = spec.annotations().as_ref();
     if annotations.and_then(|a| a.get(CONTAINER_TYPE)).is_none_or(|typ| typ != "container") {
@@ -185,7 +233,10 @@ fn inject(all: &mut Vec<Entry>, spec: &Spec, facts: &Facts) {
         let private = Attr { propagation: MS_PRIVATE, recursive: true, ..Attr::default() };
         let attrs = vec![access, private];
         let source = sandbox.dir.join(name);
-        all.push(entry(&destination, Kind::Bind { source, recursive: false, attrs, mount: None }));
+        // Root's inside too, as CRI has it.
+        let ids = user.then_some(Ids { map: None, recursive: false });
+        let kind = Kind::Bind { source, recursive: false, attrs, mount: None, ids };
+        all.push(entry(&destination, kind));
     }
     if sandbox.shm {
         let shm = all.iter_mut().find(|entry| entry.destination == "/dev/shm");
@@ -198,10 +249,11 @@ fn inject(all: &mut Vec<Entry>, spec: &Spec, facts: &Facts) {
 }
 
 /// Opens every source. Before `Propagate`.
-pub(super) fn open(plan: &mut Plan, entries: &mut [Entry]) -> Result<()> {
+pub(super) fn open(plan: &mut Plan, entries: &mut [Entry], user: Option<&User>) -> Result<()> {
     for Entry { field, destination, kind } in entries {
+        let mut mapped = None;
         let (into, attrs) = match kind {
-            Kind::Bind { source, recursive, attrs, mount } => {
+            Kind::Bind { source, recursive, attrs, mount, ids } => {
                 let into = *mount.insert(plan.slot());
                 let source = cpath(format_args!("{field}.source"), source)?;
                 plan.ops.push(Op::OpenTree { source, into, recursive: *recursive });
@@ -210,6 +262,12 @@ pub(super) fn open(plan: &mut Plan, entries: &mut [Entry]) -> Result<()> {
                     // Read-only once the console is in it.
                     attrs.iter_mut().for_each(|attr| attr.set &= !MOUNT_ATTR_RDONLY);
                 }
+                // A peer of the host's would carry there what the container's root mounts.
+                if user.is_some() {
+                    let shared = attrs.iter_mut().filter(|attr| attr.propagation == MS_SHARED);
+                    shared.for_each(|attr| attr.propagation = MS_SLAVE);
+                }
+                mapped = ids.as_ref();
                 (into, attrs)
             }
             Kind::Shm { mount } => {
@@ -218,12 +276,56 @@ pub(super) fn open(plan: &mut Plan, entries: &mut [Entry]) -> Result<()> {
                 plan.ops.push(Op::CloneTree { from, into });
                 (into, vec![Attr { propagation: MS_PRIVATE, ..Attr::default() }])
             }
-            Kind::New { .. } | Kind::Symlink { .. } => continue,
+            Kind::New { .. } | Kind::Symlink { .. } | Kind::Dev { .. } => continue,
         };
         let attrs = attrs.into_iter().filter(|attr| attr.set | attr.clear | attr.propagation != 0);
         plan.ops.extend(attrs.map(|attr| Op::SetAttr { mount: into, attr }));
+        if let Some(Ids { map, recursive }) = mapped {
+            let user = match (map, user) {
+                (Some(map), Some(user)) if *map == user.map => user.ns,
+                (Some(map), _) => plan.user_namespace(map),
+                (None, Some(user)) => user.ns,
+                // `ids` has refused it.
+                (None, None) => continue,
+            };
+            plan.ops.push(Op::IdMap { mount: into, user, recursive: *recursive });
+        }
     }
     Ok(())
+}
+
+/// Makes the container's `/dev` with its nodes while the host's rights are there. Its owner is the
+/// container's root, but the kernel lets only the host's remount it.
+pub(super) fn make_dev(
+    plan: &mut Plan,
+    linux: &Linux,
+    entries: &mut [Entry],
+    user: &User,
+) -> Result<()> {
+    let found = entries.iter_mut().rev().find(|entry| entry.destination == "/dev");
+    let Some(Entry { kind, .. }) = found else {
+        return Err(Error::unimplemented("a user namespace without a mount on /dev"));
+    };
+    let (params, attr) = match kind {
+        Kind::Bind { .. } => return Ok(()),
+        Kind::New { fstype, params, attr } if fstype == "tmpfs" => (params, attr),
+        _ => return Err(Error::unimplemented("a user namespace without a tmpfs on /dev")),
+    };
+    let mut given = std::mem::take(params);
+    given.retain(|param| ![c"uid", c"gid"].contains(&param.key.as_c_str()));
+    if !given.iter().any(|param| param.key.as_c_str() == c"mode") {
+        given.push(param("mode=755")?);
+    }
+    let (uid, gid) = user.root();
+    given.extend([param(&format!("uid={uid}"))?, param(&format!("gid={gid}"))?]);
+    let (sealed, set) = (attr.set & MOUNT_ATTR_RDONLY != 0, attr.set & !MOUNT_ATTR_RDONLY);
+    let mount = plan.slot();
+    plan.ops.push(Op::NewMount { fstype: c"tmpfs".into(), params: given, attr: set, into: mount });
+    let propagation = if attr.propagation == 0 { MS_PRIVATE } else { attr.propagation };
+    let attr = Attr { propagation, ..Attr::default() };
+    plan.ops.push(Op::SetAttr { mount, attr });
+    *kind = Kind::Dev { mount, sealed };
+    devices::make(plan, linux, mount, Some(user))
 }
 
 /// Attaches all, in order. What it returns turns read-only what was still to be written to: the
@@ -253,6 +355,11 @@ pub(super) fn attach(plan: &mut Plan, entries: &[Entry], root: Slot) -> Result<V
             }
             Kind::Shm { mount: Some(mount) } => {
                 let source = c"shm of the pod".to_owned();
+                plan.ops.push(Op::Attach { mount: *mount, source, root, target });
+            }
+            Kind::Dev { mount, sealed } => {
+                late.extend(sealed.then(|| seal(*mount)));
+                let source = c"tmpfs".to_owned();
                 plan.ops.push(Op::Attach { mount: *mount, source, root, target });
             }
             // `open` comes first.

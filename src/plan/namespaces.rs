@@ -10,11 +10,12 @@ use libc::{
 use oci_spec::runtime::{Linux, LinuxNamespaceType as Type, Spec};
 
 use super::paths::cstring;
+use super::user::User;
 use super::{Facts, Input, Op, Plan};
 use crate::error::{Error, Result};
 
 /// `CLONE_NEWTIME`, which libc lacks for some targets.
-const CLONE_NEWTIME: i32 = 0x80;
+pub(super) const CLONE_NEWTIME: i32 = 0x80;
 
 /// What becomes of the namespaces beyond the clone.
 #[derive(Debug, Default)]
@@ -27,6 +28,10 @@ pub(super) struct Namespaces {
     pub own: i32,
     /// The types that are new.
     pub new: i32,
+    /// The user namespace, if the container has one.
+    pub user: Option<User>,
+    /// New only once the child is in the user namespace, to which they then belong.
+    pub inside: i32,
 }
 
 fn flag(typ: Type) -> i32 {
@@ -44,7 +49,7 @@ fn flag(typ: Type) -> i32 {
 
 /// Fills in what the plan's clone needs.
 pub(super) fn resolve(plan: &mut Plan, linux: &Linux, facts: &Facts) -> Result<Namespaces> {
-    let mut all = Namespaces::default();
+    let mut all = Namespaces { user: User::of(plan, linux, facts)?, ..Namespaces::default() };
     let mut seen = 0;
     for (i, entry) in linux.namespaces().iter().flatten().enumerate() {
         let (typ, flag) = (entry.typ(), flag(entry.typ()));
@@ -58,8 +63,7 @@ pub(super) fn resolve(plan: &mut Plan, linux: &Linux, facts: &Facts) -> Result<N
             continue;
         }
         match (typ, path) {
-            (Type::User, _) => return Err(Error::unimplemented(field() + ": a user namespace")),
-            (Type::Time, _) => return Err(Error::unimplemented(field() + ": a time namespace")),
+            (Type::User, _) => {}
             (Type::Mount, Some(_)) => {
                 return Err(Error::unimplemented(field() + ": a mount namespace by path"));
             }
@@ -69,15 +73,19 @@ pub(super) fn resolve(plan: &mut Plan, linux: &Linux, facts: &Facts) -> Result<N
                 let ns = plan.input(Input::Namespace(i));
                 all.joins.push(Op::Setns { ns, flags: flag });
             }
+            // A clone cannot; `TimeOffsets` enters it.
+            (Type::Time, None) => match all.user {
+                Some(_) => all.inside |= flag,
+                None => all.unshare |= flag,
+            },
+            // Host paths are opened in a mount namespace that is still the host's own kind.
+            (Type::Mount, None) => plan.namespaces |= flag,
+            (_, None) if all.user.is_some() => all.inside |= flag,
             (Type::Cgroup, None) if !facts.cgroups.unified => all.unshare |= flag,
             (_, None) => plan.namespaces |= flag,
         }
         all.own |= flag;
         all.new |= if path.is_none() { flag } else { 0 };
-    }
-    let mappings = linux.uid_mappings().iter().chain(linux.gid_mappings()).flatten();
-    if seen & CLONE_NEWUSER == 0 && mappings.count() > 0 {
-        return Err(Error::invalid("linux.uidMappings: there is no user namespace to map"));
     }
     if all.new & CLONE_NEWNS == 0 {
         return Err(Error::unimplemented("a container without a mount namespace of its own"));

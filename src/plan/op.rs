@@ -94,6 +94,10 @@ pub enum Op {
     Unshare { flags: i32 },
     /// `setns(2)` with a namespace's fd, or a pidfd and several flags.
     Setns { ns: Slot, flags: i32 },
+    /// Becomes the root of the user namespace that it is in: no groups, gid 0, uid 0.
+    UserRoot,
+    /// Writes the clocks' offsets of the new time namespace, and enters it.
+    TimeOffsets { offsets: CString },
     /// `keyctl(KEYCTL_JOIN_SESSION_KEYRING)`; a kernel without keyrings is not an error.
     JoinKeyring { name: CString },
     /// Writes `/proc/self/oom_score_adj`.
@@ -133,6 +137,8 @@ pub enum Op {
     CloneTree { from: Slot, into: Slot },
     /// `mount_setattr(2)` on a mount by fd.
     SetAttr { mount: Slot, attr: Attr },
+    /// `mount_setattr(MOUNT_ATTR_IDMAP)` of an open mount that is attached nowhere yet.
+    IdMap { mount: Slot, user: Slot, recursive: bool },
     /// `fsopen`, `fsconfig` and `fsmount`: a mount that is attached nowhere yet.
     NewMount { fstype: CString, params: Vec<Param>, attr: u64, into: Slot },
     /// `mount(2)` on a host path, for what the new mount calls cannot say on an old kernel.

@@ -24,6 +24,8 @@ enum Meaning {
     Default,
     /// Bind-mounts; `true`: with the mounts beneath.
     Bind(bool),
+    /// Maps ids; `true`: of the mounts beneath as well.
+    IdMapped(bool),
     /// Sets or clears a `MOUNT_ATTR_*`.
     Attr(bool, u64),
     /// The same for the mounts beneath as well.
@@ -43,7 +45,8 @@ enum Meaning {
 }
 
 use Meaning::{
-    Atime, Bind, Default, Propagation, Recursive, RecursiveAtime, Remount, Superblock, Unsupported,
+    Atime, Bind, Default, IdMapped, Propagation, Recursive, RecursiveAtime, Remount, Superblock,
+    Unsupported,
 };
 
 const TABLE: &[(&str, Meaning)] = &[
@@ -55,7 +58,7 @@ const TABLE: &[(&str, Meaning)] = &[
     ("diratime", Meaning::Attr(false, MOUNT_ATTR_NODIRATIME)),
     ("dirsync", Superblock(true, MS_DIRSYNC)),
     ("exec", Meaning::Attr(false, MOUNT_ATTR_NOEXEC)),
-    ("idmap", Unsupported),
+    ("idmap", IdMapped(false)),
     ("iversion", Superblock(true, MS_I_VERSION)),
     ("lazytime", Superblock(true, MS_LAZYTIME)),
     // Silences messages of the kernel about a failing mount: nothing to see with fsopen(2).
@@ -80,7 +83,7 @@ const TABLE: &[(&str, Meaning)] = &[
     ("relatime", Atime(true, MOUNT_ATTR_RELATIME)),
     ("remount", Remount),
     ("rexec", Recursive(false, MOUNT_ATTR_NOEXEC)),
-    ("ridmap", Unsupported),
+    ("ridmap", IdMapped(true)),
     ("rnoatime", RecursiveAtime(true, MOUNT_ATTR_NOATIME)),
     ("rnodev", Recursive(true, MOUNT_ATTR_NODEV)),
     ("rnodiratime", Recursive(true, MOUNT_ATTR_NODIRATIME)),
@@ -113,6 +116,14 @@ const TABLE: &[(&str, Meaning)] = &[
     // Not of the specification, but of containerd's mounts.
     ("loop", Unsupported),
 ];
+
+/// The options of the specification that a plan can carry out, sorted.
+pub fn mount_options() -> Vec<&'static str> {
+    let names = TABLE.iter().filter(|(_, meaning)| !matches!(meaning, Unsupported));
+    let mut names: Vec<&str> = names.map(|(name, _)| *name).collect();
+    names.sort_unstable();
+    names
+}
 
 /// Bits of one mount, or of a tree of mounts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,6 +171,8 @@ impl Bits {
 pub(super) struct Options {
     /// A bind mount; `true`: with the mounts beneath.
     pub bind: Option<bool>,
+    /// Ids are mapped; `true`: those of the mounts beneath as well.
+    pub ids: Option<bool>,
     pub own: Bits,
     pub recursive: Bits,
     /// In the order given.
@@ -189,6 +202,7 @@ impl Options {
             Default => {}
             // `rbind` wins over `bind`, as its flags include the other's.
             Bind(recursive) => self.bind = Some(recursive || self.bind == Some(true)),
+            IdMapped(recursive) => self.ids = Some(recursive || self.ids == Some(true)),
             Meaning::Attr(set, bit) => self.own.change(set, bit),
             Recursive(set, bit) => self.recursive.change(set, bit),
             Atime(true, mode) => self.own.atime = Some(mode),
@@ -348,6 +362,8 @@ mod tests {
         assert_eq!(parse(&["bind"]).bind, Some(false));
         assert_eq!(parse(&["rbind"]).bind, Some(true));
         assert_eq!(parse(&["rbind", "bind"]).bind, Some(true));
+        assert_eq!(parse(&["idmap"]).ids, Some(false));
+        assert_eq!(parse(&["ridmap", "idmap"]).ids, Some(true));
         assert!(parse(&["remount"]).remount);
         for option in ["defaults", "silent", "loud", ""] {
             assert_eq!(parse(&[option]), Options::default(), "{option:?}");
@@ -386,7 +402,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_by_name() {
-        for option in ["tmpcopyup", "idmap", "ridmap", "loop"] {
+        for option in ["tmpcopyup", "loop"] {
             let error = Options::parse(&[option.to_string()]).unwrap_err();
             assert_eq!(error.kind(), Kind::Unimplemented);
             assert_eq!(error.to_string(), format!("{option:?} is not supported"));

@@ -336,5 +336,12 @@ impl Rights {
     }
 }
 
+/// Every capability that a spec may name.
+pub fn capability_names() -> Vec<String> {
+    let mut all: Vec<caps::Capability> = caps::all().into_iter().collect();
+    all.sort_unstable_by_key(caps::Capability::index);
+    all.iter().map(ToString::to_string).collect()
+}
+
 #[cfg(test)]
 mod tests;

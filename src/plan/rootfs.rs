@@ -11,8 +11,12 @@ use oci_spec::runtime::Spec;
 
 use super::options::Options;
 use super::paths::{clean, cpath, cstring, on_host, target};
-use super::{Attr, Facts, Missing, Op, Param, Plan, RootfsMount, Slot};
+use super::user::User;
+use super::{Attr, Facts, IdMap, IdRange, Missing, Op, Param, Plan, RootfsMount, Slot};
 use crate::error::{Doing, Error, Result};
+
+const UIDMAP: &str = "uidmap=";
+const GIDMAP: &str = "gidmap=";
 
 /// `fsconfig(2)` takes no longer string.
 const LONGEST_VALUE: usize = 255;
@@ -30,6 +34,20 @@ pub(super) struct Rootfs {
     /// `root.path` on the host.
     pub path: PathBuf,
     opened: Vec<(String, String, Opened)>,
+    /// What can be made only once nothing propagates.
+    later: Vec<Op>,
+}
+
+impl Rootfs {
+    /// Whether some of it can be mounted in a mount namespace of its own only.
+    pub fn is_unfinished(&self) -> bool {
+        !self.later.is_empty()
+    }
+
+    /// Makes the rest of what [`open`] opened. After `Propagate`.
+    pub fn finish(&mut self, plan: &mut Plan) {
+        plan.ops.append(&mut self.later);
+    }
 }
 
 #[derive(Debug)]
@@ -53,22 +71,33 @@ pub(super) fn path(spec: &Spec, facts: &Facts) -> Result<PathBuf> {
 }
 
 /// Opens what the root file system is made of. Before `Propagate`.
-pub(super) fn open(plan: &mut Plan, spec: &Spec, facts: &Facts) -> Result<Rootfs> {
+pub(super) fn open(
+    plan: &mut Plan,
+    spec: &Spec,
+    facts: &Facts,
+    user: Option<&User>,
+) -> Result<Rootfs> {
     let path = path(spec, facts)?;
     let count = facts.rootfs.len();
     if count > MOST_MOUNTS {
         return Err(Error::invalid(format!("rootfs: {count} mounts, the limit is {MOST_MOUNTS}")));
     }
-    let mut opened = Vec::new();
+    let (mut opened, mut later) = (Vec::new(), Vec::new());
     if !facts.rootfs.iter().any(|mount| at(mount) == "/") {
         let slot = bind(plan, cpath("root.path", &path)?, true, Attr::default());
         opened.push(("/".into(), path.display().to_string(), Opened::Mount(slot)));
     }
     for (i, mount) in facts.rootfs.iter().enumerate() {
-        let one = open_one(plan, mount, &path, facts).doing(|| format!("rootfs[{i}]"))?;
+        let one = open_one(plan, mount, &path, facts, &mut later);
+        let one = one.doing(|| format!("rootfs[{i}]"))?;
+        if user.is_some() && matches!(one, Opened::Old(_)) {
+            // Mounted inside, it would be the container's and not the host's.
+            let text = format!("rootfs[{i}]: so long options with a user namespace");
+            return Err(Error::unimplemented(text));
+        }
         opened.push((at(mount), mount.source.clone(), one));
     }
-    Ok(Rootfs { path, opened })
+    Ok(Rootfs { path, opened, later })
 }
 
 fn at(mount: &RootfsMount) -> String {
@@ -87,16 +116,20 @@ fn bind(plan: &mut Plan, source: CString, recursive: bool, attr: Attr) -> Slot {
     into
 }
 
-fn open_one(plan: &mut Plan, mount: &RootfsMount, root: &Path, facts: &Facts) -> Result<Opened> {
-    let named = |name: &str| mount.options.iter().any(|o| o.starts_with(name));
-    if let Some(name) = ["uidmap=", "gidmap="].into_iter().find(|name| named(name)) {
-        return Err(Error::unimplemented(format!("{name:?}")));
-    }
+fn open_one(
+    plan: &mut Plan,
+    mount: &RootfsMount,
+    root: &Path,
+    facts: &Facts,
+    later: &mut Vec<Op>,
+) -> Result<Opened> {
+    let map = id_map(mount)?;
     if mount.fstype.starts_with("fuse.") || mount.fstype.starts_with("fuse3.") {
         return Err(Error::unimplemented(format!("type {:?}", mount.fstype)));
     }
-    let options: Vec<String> =
-        mount.options.iter().filter(|o| !o.starts_with("X-containerd.")).cloned().collect();
+    let others = ["X-containerd.", UIDMAP, GIDMAP];
+    let ours = |option: &&String| !others.iter().any(|other| option.starts_with(other));
+    let options: Vec<String> = mount.options.iter().filter(ours).cloned().collect();
     let options = Options::parse(&options).doing(|| "options")?;
     if options.remount {
         return Err(Error::unimplemented("\"remount\""));
@@ -109,13 +142,26 @@ fn open_one(plan: &mut Plan, mount: &RootfsMount, root: &Path, facts: &Facts) ->
         let source = cpath("source", &on_host(&facts.bundle, Path::new(&mount.source)))?;
         let recursive = options.bind == Some(true);
         let attr = Attr { clear: 0, ..options.own.attr(false) };
-        return Ok(Opened::Mount(bind(plan, source, recursive, attr)));
+        let into = bind(plan, source, recursive, attr);
+        if let Some(map) = map {
+            let user = plan.user_namespace(&map);
+            plan.ops.push(Op::IdMap { mount: into, user, recursive });
+        }
+        return Ok(Opened::Mount(into));
+    }
+    if options.ids.is_some() {
+        return Err(Error::unimplemented("\"idmap\" of a file system"));
     }
     let overlay = mount.fstype == "overlay";
     let layers = match options.params.iter().find(|p| overlay && p.key.as_c_str() == c"lowerdir") {
         Some(param) => layers(param)?,
         None => Vec::new(),
     };
+    match map {
+        Some(map) if overlay => map_layers(plan, &layers, &map, later)?,
+        Some(_) => return Err(Error::unimplemented(format!("{UIDMAP:?} of {:?}", mount.fstype))),
+        None => {}
+    }
     let mut params = fs_params(&options, &mount.source)?;
     for param in &options.params {
         let lower = !layers.is_empty() && param.key.as_c_str() == c"lowerdir";
@@ -128,8 +174,52 @@ fn open_one(plan: &mut Plan, mount: &RootfsMount, root: &Path, facts: &Facts) ->
         return old_mount(mount, &options, &layers, root).map(Opened::Old);
     }
     let (fstype, into) = (cstring("type", &mount.fstype)?, plan.slot());
-    plan.ops.push(Op::NewMount { fstype, params, attr: options.new_mount(), into });
+    let op = Op::NewMount { fstype, params, attr: options.new_mount(), into };
+    // An overlay takes what is mounted on its directories, for which it has to wait.
+    if later.is_empty() {
+        plan.ops.push(op)
+    } else {
+        later.push(op)
+    }
     Ok(Opened::Mount(into))
+}
+
+/// The mapping of `uidmap=` and `gidmap=`, as containerd's snapshotters give them: ranges of
+/// `inside:outside:size` with commas between.
+fn id_map(mount: &RootfsMount) -> Result<Option<IdMap>> {
+    let ranges = |name: &str| -> Result<Vec<IdRange>> {
+        let Some(text) = mount.options.iter().rev().find_map(|o| o.strip_prefix(name)) else {
+            return Ok(Vec::new());
+        };
+        let wrong =
+            || Error::invalid(format!("options: {name}{text}: not \"inside:outside:size\""));
+        let number = |part: Option<&str>| part.and_then(|p| p.parse().ok()).ok_or_else(wrong);
+        let range = |range: &str| {
+            let mut parts = range.split(':');
+            let (inside, outside) = (number(parts.next())?, number(parts.next())?);
+            let range = IdRange { inside, outside, size: number(parts.next())? };
+            if parts.next().is_none() { Ok(range) } else { Err(wrong()) }
+        };
+        text.split(',').map(range).collect()
+    };
+    let map = IdMap { uids: ranges(UIDMAP)?, gids: ranges(GIDMAP)? };
+    if map.is_empty() { Ok(None) } else { map.checked().doing(|| "options").map(Some) }
+}
+
+/// The lower directories with their ids mapped, each mounted over itself: the upper directory is
+/// written with the host's ids, and cannot be mapped.
+fn map_layers(plan: &mut Plan, layers: &[Layer], map: &IdMap, later: &mut Vec<Op>) -> Result<()> {
+    let user = plan.user_namespace(map);
+    for layer in layers {
+        let Some(path) = layer.param().value else { continue };
+        let mount = bind(plan, path.clone(), false, Attr::default());
+        plan.ops.push(Op::IdMap { mount, user, recursive: false });
+        later.push(Op::AttachRootfs { mount, path });
+    }
+    if layers.is_empty() {
+        return Err(Error::invalid("options: lowerdir is missing"));
+    }
+    Ok(())
 }
 
 /// The source, and the flags of the superblock. A device may itself be read-only, so there `ro`

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::api::{NamespaceMode, PodConfig};
 use crate::bundle;
 use crate::error::{Doing, Error, Result};
 use crate::launch::{self, Child};
-use crate::namespaces::{Pod, Wanted};
-use crate::plan::{self, Facts, Input};
+use crate::namespaces::{self, Pod, Wanted};
+use crate::plan::{self, Facts, IdMap, Input};
 use crate::reaper::Reaper;
-use crate::sys;
+use crate::{sys, user};
 
 /// As CRI's own pause sandbox has it.
 const SHM_SIZE: &std::ffi::CStr = c"67108864";
@@ -32,11 +32,12 @@ pub struct StartRequest {
 
 /// Enters the pod's namespaces and makes what its containers share. On an error nothing is left.
 pub async fn start(reaper: &Arc<Reaper>, pod: &Pod, request: StartRequest) -> Result<Ready> {
-    let host_network = request.netns.is_none();
+    // What belongs to a user namespace is born in it, with the holder.
+    let outside = request.config.user.is_none();
     let wanted = Wanted {
         net: request.netns.as_deref(),
-        ipc: request.config.ipc != NamespaceMode::Node,
-        uts: !host_network,
+        ipc: outside && request.config.ipc != NamespaceMode::Node,
+        uts: outside && request.netns.is_some(),
     };
     pod.enter(wanted)?;
     let mut ready = Ready { holder: None, shm: None };
@@ -61,14 +62,18 @@ async fn fill(
         let name = config.hostname.as_bytes();
         sys::raw::sethostname(name).doing(|| format!("sethostname {:?}", config.hostname))?;
     }
-    for (name, value) in sysctls(config, wanted.net.is_some()) {
+    let (mine, holders): (Vec<_>, Vec<_>) = sysctls(config, wanted.net.is_some())
+        .into_iter()
+        .partition(|(name, _)| config.user.is_none() || of_network(name));
+    for (name, value) in mine {
         write_sysctl(&name, &value, config)?;
     }
-    if wanted.ipc {
-        ready.shm = Some(make_shm(&request.bundle)?);
+    if config.ipc != NamespaceMode::Node {
+        let root = config.user.as_ref().and_then(|map| map.uid(0).zip(map.gid(0)));
+        ready.shm = Some(make_shm(&request.bundle, root.unwrap_or((0, 0)))?);
     }
-    if config.pid == NamespaceMode::Pod {
-        ready.holder = Some(start_holder(reaper, &request.bundle).await?);
+    if config.pid == NamespaceMode::Pod || config.user.is_some() {
+        ready.holder = Some(start_holder(reaper, request, &holders).await?);
     }
     let holder = ready.holder.as_ref().map(|holder| holder.pid);
     let record = bundle::ServerRecord {
@@ -82,6 +87,11 @@ async fn fill(
     record.write(&request.bundle)
 }
 
+/// Whether a kernel parameter belongs to the network namespace.
+fn of_network(name: &str) -> bool {
+    plan::sysctl_file(name, libc::CLONE_NEWNET).is_ok()
+}
+
 /// The pod's sysctls and the two that CRI's pause sandbox sets by default.
 fn sysctls(config: &PodConfig, own_network: bool) -> BTreeMap<String, String> {
     let mut all = config.sysctls.clone();
@@ -90,7 +100,10 @@ fn sysctls(config: &PodConfig, own_network: bool) -> BTreeMap<String, String> {
             all.entry(name.into()).or_insert_with(|| value.into());
         };
         default("net.ipv4.ip_unprivileged_port_start", "0");
-        default("net.ipv4.ping_group_range", "0 2147483647");
+        // Of groups that a user namespace does not have.
+        if config.user.is_none() {
+            default("net.ipv4.ping_group_range", "0 2147483647");
+        }
     }
     all
 }
@@ -108,8 +121,16 @@ fn write_sysctl(name: &str, value: &str, config: &PodConfig) -> Result<()> {
     std::fs::write(&path, value).doing(|| format!("write {value:?} to {path:?}"))
 }
 
-fn make_shm(bundle: &Path) -> Result<Shm> {
-    let params = [(c"source", Some(c"shm")), (c"mode", Some(c"1777")), (c"size", Some(SHM_SIZE))];
+fn make_shm(bundle: &Path, (uid, gid): (u32, u32)) -> Result<Shm> {
+    let id = |id: u32| plan::cpath("an id", Path::new(&id.to_string()));
+    let (uid, gid) = (id(uid)?, id(gid)?);
+    let params = [
+        (c"source", Some(c"shm")),
+        (c"mode", Some(c"1777")),
+        (c"size", Some(SHM_SIZE)),
+        (c"uid", Some(uid.as_c_str())),
+        (c"gid", Some(gid.as_c_str())),
+    ];
     let attr = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     let mount =
         sys::mount::new_mount(c"tmpfs", &params, attr).doing(|| "mount tmpfs for /dev/shm")?;
@@ -124,21 +145,64 @@ fn make_shm(bundle: &Path) -> Result<Shm> {
     Ok(Shm { mount, attached: Some(path) })
 }
 
-/// pid 1 of the pod. See `plan::holder` for how little it can do.
-async fn start_holder(reaper: &Arc<Reaper>, bundle: &Path) -> Result<Holder> {
-    let facts = Facts { bundle: bundle.to_owned(), ..Facts::default() };
-    let plan = plan::holder(&["containerd-shim-rs-v2", "holder"], &facts)?;
+/// The process that a pod's own PID namespace, or all that belongs to its user namespace, is born
+/// with. See `plan::holder` for how little it can do.
+async fn start_holder(
+    reaper: &Arc<Reaper>,
+    request: &StartRequest,
+    sysctls: &[(String, String)],
+) -> Result<Holder> {
+    let doing = |e: Error| e.doing("start the holder of the pod's namespaces");
+    let (config, bundle) = (&request.config, &request.bundle);
+    let mut inputs = Vec::new();
+    let mut holds = plan::Holder { user: config.user.as_ref(), sysctls, ..Default::default() };
+    if config.pid == NamespaceMode::Pod {
+        holds.namespaces |= libc::CLONE_NEWPID;
+    }
+    if let Some(map) = &config.user {
+        let inside = user_namespace(reaper, request.netns.as_deref(), map).await.map_err(doing)?;
+        inputs.push((Input::Namespace(0), inside));
+        holds.namespaces |= own_namespaces(config) & !libc::CLONE_NEWNET;
+        let named = request.netns.is_some() && !config.hostname.is_empty();
+        holds.hostname = named.then_some(config.hostname.as_str());
+    }
+    let facts = Facts { bundle: bundle.clone(), ..Facts::default() };
+    let plan = plan::holder(&["containerd-shim-rs-v2", "holder"], holds, &facts)?;
+    launch::log_plan(&request.id, &plan);
     let exe = File::open("/proc/self/exe").doing(|| "open /proc/self/exe")?;
-    let doing = |e: Error| e.doing("start the holder of the pod's PID namespace");
     // The start of a Rust program wants 0, 1 and 2 open: ends of a pipe show nobody anything.
     let (end, _) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).doing(|| "pipe2")?;
-    let mut inputs = vec![(Input::Executable, exe.into())];
+    inputs.push((Input::Executable, exe.into()));
     for number in 0..=2 {
         inputs.push((Input::Stdio(number), end.try_clone().doing(|| "dup(pipe)")?));
     }
     let mut child: Child = launch::launch(reaper, plan, inputs, None).map_err(doing)?;
     child.go().await.map_err(doing)?;
     Ok(Holder { pid: child.pid, pidfd: Arc::clone(&child.pidfd), exit: child.exit.clone() })
+}
+
+/// The user namespace that CRI has made the pod's network in: in another one with the same mappings
+/// the containers' root would have no right over their network. Without a network of its own, a new one.
+async fn user_namespace(
+    reaper: &Arc<Reaper>,
+    netns: Option<&Path>,
+    map: &IdMap,
+) -> Result<OwnedFd> {
+    if let Some(path) = netns {
+        let network = namespaces::open(path).doing(|| "network namespace")?;
+        if let Some(owner) = namespaces::owner(network.as_fd())?
+            && !namespaces::is_ours(&owner, "user")?
+        {
+            let owner = OwnedFd::from(owner);
+            let have = user::map_of(reaper, owner.try_clone().doing(|| "dup")?).await?;
+            if have != *map {
+                let text = format!("the owner of {path:?} has {have}, the pod {map}");
+                return Err(Error::invalid(text));
+            }
+            return Ok(owner);
+        }
+    }
+    user::make(reaper, map).await
 }
 
 #[cfg(test)]

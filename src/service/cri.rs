@@ -8,7 +8,8 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use super::convert;
 use super::proto::cri;
 use crate::api::{Dns, NamespaceMode, PodConfig};
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
+use crate::plan::{IdMap, IdRange};
 
 const POD_SANDBOX_CONFIG: &str = "runtime.v1.PodSandboxConfig";
 
@@ -35,8 +36,8 @@ fn convert_config(config: cri::PodSandboxConfig) -> Result<PodConfig> {
         options: dns.options,
     });
     let user = match namespaces.userns_options.into_option() {
-        Some(user) => mode(user.mode, "userns_options.mode")?,
-        None => NamespaceMode::Node,
+        Some(user) => user_map(user)?,
+        None => None,
     };
     Ok(PodConfig {
         hostname: config.hostname,
@@ -52,10 +53,31 @@ fn convert_config(config: cri::PodSandboxConfig) -> Result<PodConfig> {
         network: mode(namespaces.network, "network")?,
         pid: mode(namespaces.pid, "pid")?,
         ipc: mode(namespaces.ipc, "ipc")?,
-        user_namespace: user == NamespaceMode::Pod,
+        user,
         privileged: security.privileged,
         log_directory: config.log_directory,
     })
+}
+
+fn user_map(user: cri::UserNamespace) -> Result<Option<IdMap>> {
+    match mode(user.mode, "userns_options.mode")? {
+        NamespaceMode::Node => return Ok(None),
+        NamespaceMode::Pod => {}
+        other => {
+            let text = format!("namespace_options.userns_options.mode: {other:?}");
+            return Err(Error::unimplemented(text));
+        }
+    }
+    let ranges = |list: Vec<cri::IDMapping>| {
+        let range = |m: cri::IDMapping| IdRange {
+            inside: m.container_id,
+            outside: m.host_id,
+            size: m.length,
+        };
+        list.into_iter().map(range).collect()
+    };
+    let map = IdMap { uids: ranges(user.uids), gids: ranges(user.gids) };
+    map.checked().doing(|| "namespace_options.userns_options").map(Some)
 }
 
 fn mode(value: EnumOrUnknown<cri::NamespaceMode>, field: &str) -> Result<NamespaceMode> {
@@ -79,6 +101,9 @@ mod tests {
         ("DNSConfig", "options", 3),
         ("DNSConfig", "searches", 2),
         ("DNSConfig", "servers", 1),
+        ("IDMapping", "container_id", 2),
+        ("IDMapping", "host_id", 1),
+        ("IDMapping", "length", 3),
         ("LinuxPodSandboxConfig", "cgroup_parent", 1),
         ("LinuxPodSandboxConfig", "security_context", 2),
         ("LinuxPodSandboxConfig", "sysctls", 3),
@@ -103,7 +128,9 @@ mod tests {
         ("PodSandboxMetadata", "name", 1),
         ("PodSandboxMetadata", "namespace", 3),
         ("PodSandboxMetadata", "uid", 2),
+        ("UserNamespace", "gids", 3),
         ("UserNamespace", "mode", 1),
+        ("UserNamespace", "uids", 2),
     ];
 
     /// A config with every field of v0.34.0 that concerns Linux set, as Go encodes it.
@@ -148,14 +175,16 @@ mod tests {
         assert_eq!(config.network, NamespaceMode::Node);
         assert_eq!(config.pid, NamespaceMode::Container);
         assert_eq!(config.ipc, NamespaceMode::Target);
-        assert!(config.user_namespace && config.privileged);
+        assert!(config.privileged);
+        let range = || vec![IdRange { inside: 0, outside: 100_000, size: 65536 }];
+        assert_eq!(config.user, Some(IdMap { uids: range(), gids: range() }));
     }
 
     #[test]
     fn an_empty_config_is_the_default() {
         let empty = config("type.googleapis.com/runtime.v1.PodSandboxConfig", &[]).unwrap();
         assert_eq!(empty.network, NamespaceMode::Pod);
-        assert!(empty.dns.is_none() && !empty.user_namespace);
+        assert!(empty.dns.is_none() && empty.user.is_none());
         assert!(pod_config(None).unwrap().hostname.is_empty());
         assert!(config("google.protobuf.Empty", &[]).unwrap().hostname.is_empty());
     }

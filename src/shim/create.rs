@@ -21,10 +21,10 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Event;
 use crate::launch::{self, Child};
 use crate::namespaces;
-use crate::plan::{self, Facts, Input, SandboxFiles};
+use crate::plan::{self, Facts, Input, Op, SandboxFiles};
 use crate::process::Process;
 use crate::stdio::{Kind as StdioKind, Stdio};
-use crate::sys;
+use crate::{sys, user};
 
 /// How long the cgroup of a failed Create may take to go.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
@@ -54,10 +54,10 @@ struct Parts {
 }
 
 /// A namespace that the spec names by its path.
-struct Joined {
-    index: usize,
-    file: File,
-    ours: bool,
+pub(super) struct Joined {
+    pub index: usize,
+    pub file: File,
+    pub ours: bool,
 }
 
 impl Shim {
@@ -102,6 +102,7 @@ impl Shim {
         let joined = joined_namespaces(&spec)?;
         let cgroups = layout.cgroups(&cgroup_path);
         let mut facts = self.facts(&request, &joined, cgroups.clone(), &spec)?;
+        self.user_facts(&mut facts, &spec, &joined).await?;
         let hooks = Creation::plan(&spec, &mut facts)?;
         let plan = plan::container(&spec, &facts)?;
         let devices = plan::net_devices(&spec)?;
@@ -113,6 +114,7 @@ impl Shim {
         }
         let limits = plan::cgroup::limits(&resources, facts.cgroups.unified, None)?;
         let owner = (request.options.io_uid, request.options.io_gid);
+        let owner = user::owner(facts.user_map.as_ref(), spec.process().as_ref(), owner);
         let kind = stdio_kind(&spec, request.stdio.terminal);
         let allowed = request.options.loggers.as_deref();
         let logger = self.start_logger(&request.stdio, &request.id, owner, allowed).await?;
@@ -227,6 +229,8 @@ impl Shim {
             modules: host.modules,
             shared: plan::Shared::default(),
             seccomp,
+            user_map: None,
+            user_owns_network: false,
         })
     }
 
@@ -252,16 +256,12 @@ impl Shim {
             };
             inputs.extend(shm.map(|shm| (Input::SandboxShm, shm)));
         }
+        inputs.extend(user::inputs(&self.reaper, &plan).await?);
         let mut child = launch::launch(&self.reaper, plan, inputs, into)?;
         child.agent = agent;
-        if let Some(entry) = self.lock().creating.get_mut(&request.id) {
-            *entry = Some(Arc::clone(&child.pidfd));
-        }
         let hooks = hooks.as_mut().filter(|hooks| hooks.stops());
-        match hooks {
-            Some(_) => child.at_hooks().await?,
-            None => child.ready().await?,
-        }
+        let stop = if hooks.is_some() { Op::Hooks } else { Op::Ready };
+        self.reach(&request.id, &mut child, &stop).await?;
         if let Some(plan) = devices {
             self.bring_devices(&child, plan).await?;
         }
@@ -273,6 +273,19 @@ impl Shim {
             stdio.attach(master)?;
         }
         Ok((child, stdio))
+    }
+
+    /// Waits until a child has stopped at this step. Its plan may go on in another process before:
+    /// it is that one that Kill has to find.
+    async fn reach(&self, id: &str, child: &mut Child, stop: &Op) -> Result<()> {
+        loop {
+            if let Some(entry) = self.lock().creating.get_mut(id) {
+                *entry = Some(Arc::clone(&child.pidfd));
+            }
+            if child.reached(stop).await? {
+                return Ok(());
+            }
+        }
     }
 
     /// Devices of the host into the network namespace of an init that waits.

@@ -17,6 +17,7 @@ use crate::launch;
 use crate::plan::{self, Facts, Input};
 use crate::process::Process;
 use crate::stdio::{Kind as StdioKind, Stdio};
+use crate::user;
 
 /// How long an exec may take to reach its program: its container may be hung, or hostile.
 const EXEC_LIMIT: Duration = Duration::from_secs(120);
@@ -36,13 +37,14 @@ impl Shim {
             (container.base.clone(), container.cgroup.clone(), init.pidfd()?, init.pid, paths)
         };
         let agent = self.agent(&target.container, &base, init_pid)?;
+        let owner = user::owner(base.facts.user_map.as_ref(), Some(process), base.pipe_owner);
         let plan = plan::exec(
             process,
             base.namespaces,
             &Facts { terminal: paths.terminal, ..base.facts },
         )?;
         launch::log_plan(&target.container, &plan);
-        let (owner, id) = (base.pipe_owner, target.exec.as_deref().unwrap_or_default());
+        let id = target.exec.as_deref().unwrap_or_default();
         let logger = self.start_logger(&paths, id, owner, base.loggers.as_deref()).await?;
         let (mut stdio, fds) = Stdio::open_with(&paths, StdioKind::Relay, owner, logger)?;
         let mut inputs = stdio_inputs(fds);

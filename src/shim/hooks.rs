@@ -21,6 +21,7 @@ use crate::launch::{self, Child};
 use crate::plan::hooks::{Hook, Hooks};
 use crate::plan::{self, Facts, Input, Plan};
 use crate::reaper::{ExitWatch, ended};
+use crate::user;
 
 /// How long a rootfs may take to be mounted on the host, or to be taken away.
 const MOUNT_LIMIT: Duration = Duration::from_secs(60);
@@ -119,7 +120,8 @@ impl Shim {
     /// Mounts the rootfs where hooks look for it.
     pub(super) async fn mount_for_hooks(&self, creation: &Creation) -> Result<()> {
         let Some((plan, path)) = &creation.mount else { return Ok(()) };
-        let mounted = launch::run(&self.reaper, plan.clone(), MOUNT_LIMIT).await;
+        let users = user::inputs(&self.reaper, plan).await?;
+        let mounted = launch::run_with(&self.reaper, plan.clone(), users, MOUNT_LIMIT).await;
         mounted.doing(|| format!("mount the rootfs on the host at {path:?}"))
     }
 

@@ -73,6 +73,13 @@ pub fn pidfd_getfd(pidfd: impl AsFd, number: i32) -> Result<OwnedFd, Errno> {
     if fd < 0 { Err(Errno::last()) } else { owned(fd as RawFd) }
 }
 
+/// `ioctl(NS_GET_USERNS)`: the user namespace that a namespace belongs to.
+pub fn user_namespace_of(ns: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    /// `_IO(0xb7, 1)` of `linux/nsfs.h`.
+    const NS_GET_USERNS: u64 = 0xb701;
+    owned(raw::ioctl(ns.as_raw_fd(), NS_GET_USERNS, 0)?)
+}
+
 /// Takes ownership of a descriptor that a raw call has just made.
 pub(super) fn owned(fd: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: callers pass what the kernel has just returned to them and to nobody else.

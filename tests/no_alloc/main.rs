@@ -22,6 +22,7 @@ use containerd_shim_rs::plan::{
 };
 use containerd_shim_rs::reaper::{Reaper, ended};
 use containerd_shim_rs::sys::clone::clone3;
+use containerd_shim_rs::user;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use refused::{refused_inside, refused_on_the_host, refused_to_the_process};
@@ -115,12 +116,13 @@ fn outcomes(plans: Vec<(Plan, Vec<(Input, OwnedFd)>)>) -> Vec<(u32, Result<()>)>
     runtime.block_on(async {
         let reaper = Arc::new(Reaper::default());
         let mut all = Vec::new();
-        for (plan, inputs) in plans {
+        for (plan, mut inputs) in plans {
             let parks = plan.ops.contains(&Op::Ready);
             let hooks = plan.ops.contains(&Op::Hooks);
             OWNER.store(nix::unistd::getpid().as_raw(), Ordering::Relaxed);
+            inputs.extend(user::inputs(&reaper, &plan).await.unwrap());
             let mut child = launch::launch(&reaper, plan, inputs, None).unwrap();
-            if hooks && child.at_hooks().await.is_ok() {
+            if hooks && child.reached(&Op::Hooks).await.is_ok() {
                 child.resume();
             }
             let parked = if parks { child.ready().await } else { Ok(()) };
@@ -158,7 +160,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    JoinCgroup Unshare Setns JoinKeyring OomScore WriteFile Sysctl Rmdir Unmount OpenTree CloneTree
+    JoinCgroup Unshare Setns UserRoot TimeOffsets IdMap JoinKeyring OomScore WriteFile Sysctl Rmdir Unmount OpenTree CloneTree
     SetAttr NewMount OldMount Propagate AttachRootfs OpenRootfs Attach Mount MakeDir
     MakeNode Symlink Mask Readonly OpenPty AttachConsole Hooks Pivot Hostname Domainname Setsid
     ControllingTerminal Birth LiftFds Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
@@ -207,6 +209,18 @@ fn spec(dir: &Dir) -> Value {
             "rootfsPropagation": "rshared"
         }
     })
+}
+
+/// The same in a user and a time namespace.
+fn inside(dir: &Dir) -> Value {
+    let mut spec = spec(dir);
+    let more = json!([{"type": "user"}, {"type": "time"}]);
+    spec["linux"]["namespaces"].as_array_mut().unwrap().extend(more.as_array().unwrap().clone());
+    let map = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+    (spec["linux"]["uidMappings"], spec["linux"]["gidMappings"]) = (map.clone(), map);
+    spec["linux"]["timeOffsets"] = json!({"boottime": {"secs": 7}});
+    spec["mounts"][3]["options"] = json!(["rbind", "ridmap"]);
+    spec
 }
 
 /// The plan of a container that has everything.
@@ -299,7 +313,8 @@ fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
 
 fn holder(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
     let facts = Facts { bundle: dir.0.join("cgroup"), ..Facts::default() };
-    let plan = plan::holder(&["true"], &facts).unwrap();
+    let holds = plan::Holder { namespaces: libc::CLONE_NEWPID, ..Default::default() };
+    let plan = plan::holder(&["true"], holds, &facts).unwrap();
     let exe = File::open("/bin/busybox").unwrap();
     let mut inputs = stdio();
     inputs.push((Input::Executable, exe.into()));
@@ -349,7 +364,14 @@ fn no_op_allocates() {
     let dir = Dir::new();
     let with_pty = container(&dir, true, spec(&dir));
     let without = container(&dir, false, spec(&dir));
-    let mut plans = vec![(with_pty, Vec::new()), (without, stdio()), rest(&dir), holder(&dir)];
+    let inside = container(&dir, false, inside(&dir));
+    let mut plans = vec![
+        (with_pty, Vec::new()),
+        (without, stdio()),
+        (inside, stdio()),
+        rest(&dir),
+        holder(&dir),
+    ];
     let has_ip = Command::new("ip").arg("-V").output().is_ok();
     plans.extend(has_ip.then(devices));
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();

@@ -14,6 +14,8 @@ pub fn refused_on_the_host(dir: &Dir) -> Vec<(Op, &'static str)> {
         (Op::JoinCgroup { procs: none }, slot),
         (Op::Unshare { flags: libc::CLONE_NEWUSER | libc::CLONE_FS | 0x3f }, "unshare: EINVAL"),
         (Op::Setns { ns: root, flags: libc::CLONE_NEWIPC }, "setns: E"),
+        (Op::TimeOffsets { offsets: c"x".into() }, "write: E"),
+        (Op::IdMap { mount: root, user: root, recursive: true }, "mount_setattr: E"),
         (Op::JoinKeyring { name: CString::new(vec![b'x'; 5000]).unwrap() }, "keyctl: EINVAL"),
         (Op::OomScore { adj: 2000 }, "write: EINVAL"),
         (Op::WriteFile { path: bad.clone(), data: c"".into() }, "open: ENOTDIR"),

@@ -22,6 +22,7 @@ fn slots(op: &Op) -> (Vec<Slot>, Vec<Slot>) {
             (vec![], vec![*into])
         }
         Op::CloneTree { from, into } => (vec![*from], vec![*into]),
+        Op::IdMap { mount, user, .. } => (vec![*mount, *user], vec![]),
         Op::SetAttr { mount, .. } | Op::AttachRootfs { mount, .. } => (vec![*mount], vec![]),
         Op::Attach { mount, root, .. } => (vec![*mount, *root], vec![]),
         Op::Mount { root, .. }
@@ -169,7 +170,9 @@ fn rights_are_dropped_in_the_one_sound_order() {
             continue;
         }
         seen += 1;
-        let ranks: Vec<i32> = plan.ops.iter().filter_map(rank).collect();
+        // In a user namespace it all happens inside, but for the limits.
+        let inside = places(&plan, |op| *op == Op::UserRoot).first().map_or(0, |at| at + 1);
+        let ranks: Vec<i32> = plan.ops[inside..].iter().filter_map(rank).collect();
         assert!(ranks.is_sorted(), "{name}: {ranks:?}");
         for needed in [2, 5, 6, 7, 11, 12, 15, 20] {
             assert_eq!(ranks.iter().filter(|r| **r == needed).count(), 1, "{name}: {needed}");
@@ -267,4 +270,36 @@ fn labels_and_schedules_come_with_all_rights() {
         );
     }
     assert!(seen > 20, "{seen}");
+}
+
+/// Between the step into a user namespace and the one that makes the child its root, the host's
+/// root is in it: it gets to the rootfs, and touches nothing of the container's.
+#[test]
+fn in_a_user_namespace_all_is_done_as_its_root() {
+    let mut seen = 0;
+    for (name, plan) in all() {
+        let user = libc::CLONE_NEWUSER;
+        let enters = |op: &Op| matches!(op, Op::Setns { flags, .. } if flags & user != 0);
+        let (enter, root) = (places(&plan, enters), places(&plan, |op| *op == Op::UserRoot));
+        assert_eq!(enter.len(), root.len(), "{name}");
+        let (Some(enter), Some(root)) = (enter.first(), root.first()) else { continue };
+        seen += 1;
+        for op in &plan.ops[enter + 1..*root] {
+            let enough = matches!(op, Op::Unshare { .. } | Op::TimeOffsets { .. } | Op::Birth)
+                || matches!(op, Op::AttachRootfs { .. } | Op::OpenRootfs { .. });
+            assert!(enough, "{name}: {op}");
+        }
+        // What only the host's root can do comes before.
+        let before = |op: &Op| {
+            matches!(op, Op::OpenTree { .. } | Op::IdMap { .. } | Op::MakeNode { .. })
+                || matches!(op, Op::Rlimit { .. } | Op::OomScore { .. } | Op::JoinCgroup { .. })
+                || matches!(op, Op::Scheduler(_) | Op::IoPriority { .. } | Op::Label { .. })
+        };
+        assert!(plan.ops[*enter..].iter().all(|op| !before(op)), "{name}");
+        assert_eq!(plan.namespaces & !libc::CLONE_NEWNS, 0, "{name}: made outside");
+        let shares =
+            |op: &Op| matches!(op, Op::SetAttr { attr, .. } if attr.propagation == 1 << 20);
+        assert_eq!(places(&plan, shares), [0; 0], "{name}");
+    }
+    assert!(seen > 3);
 }

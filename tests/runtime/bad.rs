@@ -102,13 +102,15 @@ fn names() {
 fn what_we_do_not_have_is_refused_by_name() {
     alone(async |pod: &mut Pod| {
         first(pod).await;
-        let user = json!([{"type": "mount"}, {"type": "user"}]);
         let id = json!({"containerID": 0, "hostID": 1000, "size": 1});
-        let idmap = json!([{"destination": "/x", "source": "/tmp", "options": ["bind"],
+        let idmap = json!([{"destination": "/x", "type": "tmpfs", "source": "t",
             "uidMappings": [id], "gidMappings": [id]}]);
         for (pointer, value, want) in [
-            ("/linux/namespaces", user, "user namespace is not supported"),
-            ("/mounts", idmap, "mounts[0]: an id-mapped mount is not supported"),
+            (
+                "/mounts",
+                idmap,
+                "mounts[0]: an id-mapped mount that is no bind mount is not supported",
+            ),
             ("/linux/cgroupsPath", json!("a.slice:b:c"), "systemd cgroup driver is not supported"),
         ] {
             let spec = with(sh("true"), pointer, value);

@@ -23,3 +23,5 @@ mod sandbox;
 mod seccomp;
 mod seen;
 mod stdio;
+mod usernamespace;
+mod userpods;

@@ -155,7 +155,7 @@ const TRACER: &str = "cd /proc/1; echo fd $(ls fd); echo root $(ls -A root/); ec
     ls -l exe; echo x > root/x && echo wrote; cat root/etc/passwd; ls task | wc -l";
 
 /// Process 1 runs this binary in an empty root, where no linker is.
-fn dynamic() -> bool {
+pub fn dynamic() -> bool {
     let dynamic = fs::read_to_string("/proc/self/maps").unwrap().contains("/ld-");
     if dynamic {
         eprintln!("skipped: needs a static test binary (-C target-feature=+crt-static --target …)");

@@ -8,8 +8,8 @@ fn ops(mounts: Value) -> Result<Vec<Op>> {
     let spec: Spec = serde_json::from_value(json!({"mounts": mounts})).unwrap();
     let facts = Facts { bundle: "/bundle".into(), ..Facts::default() };
     let mut plan = Plan::default();
-    let mut entries = resolve(&spec, &facts, 0)?;
-    open(&mut plan, &mut entries)?;
+    let mut entries = resolve(&spec, &facts, &Namespaces::default())?;
+    open(&mut plan, &mut entries, None)?;
     let late = attach(&mut plan, &entries, Slot(99))?;
     plan.ops.extend(late);
     Ok(plan.ops)
@@ -126,6 +126,14 @@ fn refusals() {
             json!({"destination": "/proc/self/../1/attr", "source": "/b", "options": ["bind"]}),
             "mounts[0].destination: \"/proc/1/attr\" is inside /proc",
         ),
+        (
+            json!({"destination": "/a", "source": "/b", "options": ["bind"], "uidMappings": [{"size": 1}]}),
+            "mounts[0]: gidMappings is missing",
+        ),
+        (
+            json!({"destination": "/a", "source": "/b", "options": ["bind", "idmap"]}),
+            "mounts[0]: \"idmap\" without mappings, and without a user namespace",
+        ),
     ] {
         let error = ops(json!([mount])).unwrap_err();
         assert_eq!((error.to_string().as_str(), error.kind()), (want, ErrorKind::InvalidArgument));
@@ -140,8 +148,9 @@ fn refusals() {
             "mounts[0]: options: \"remount\" of a file system is not supported",
         ),
         (
-            json!({"destination": "/a", "source": "/b", "options": ["bind"], "uidMappings": [{"size": 1}]}),
-            "mounts[0]: an id-mapped mount is not supported",
+            json!({"destination": "/a", "type": "tmpfs", "uidMappings": [{"size": 1}],
+                "gidMappings": [{"size": 1}]}),
+            "mounts[0]: an id-mapped mount that is no bind mount is not supported",
         ),
     ] {
         let error = ops(json!([mount])).unwrap_err();

@@ -105,6 +105,8 @@ impl fmt::Display for Op {
             Op::JoinCgroup { procs } => write!(f, "join cgroup {procs}"),
             Op::Unshare { flags } => write!(f, "unshare {}", namespaces(*flags)),
             Op::Setns { ns, flags } => write!(f, "setns {ns} {}", namespaces(*flags)),
+            Op::UserRoot => f.write_str("become root of the user namespace"),
+            Op::TimeOffsets { offsets } => write!(f, "time offsets {offsets:?}"),
             Op::JoinKeyring { name } => write!(f, "join session keyring {name:?}"),
             Op::OomScore { adj } => write!(f, "oom_score_adj {adj}"),
             Op::ResetAffinity => f.write_str("cpu affinity of the whole cpuset"),
@@ -140,6 +142,10 @@ impl fmt::Display for Op {
             }
             Op::CloneTree { from, into } => write!(f, "clone tree {from} -> {into}"),
             Op::SetAttr { mount, attr } => write!(f, "set attributes of {mount}{attr}"),
+            Op::IdMap { mount, user, recursive } => {
+                let how = if *recursive { " recursive" } else { "" };
+                write!(f, "map ids of {mount} as {user}{how}")
+            }
             Op::NewMount { fstype, params, attr, into } => {
                 let fstype = fstype.to_string_lossy();
                 write!(f, "new mount {fstype} -> {into} [{}]{}", attr_names(*attr), Params(params))

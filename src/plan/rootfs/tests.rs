@@ -12,7 +12,7 @@ fn overlay(options: &[&str], plus: bool) -> Result<Vec<String>> {
     };
     let facts = Facts { overlay_lowerdir_plus: plus, ..Facts::default() };
     let mut plan = Plan::default();
-    let opened = open_one(&mut plan, &mount, Path::new("/b/rootfs"), &facts)?;
+    let opened = open_one(&mut plan, &mount, Path::new("/b/rootfs"), &facts, &mut Vec::new())?;
     if let Opened::Old(op) = opened {
         plan.ops.push(op);
     }
@@ -68,7 +68,9 @@ fn refusals() {
         (&*long, "options: lowerdir has 501 parts, overlay takes 500"),
         ("lowerdir=/a::", "options: lowerdir has an empty part"),
         ("lowerdir=", "options: lowerdir has an empty part"),
-        ("uidmap=0:1:2", "\"uidmap=\" is not supported"),
+        ("uidmap=0:1:2", "options: gidMappings is missing"),
+        ("uidmap=0:1", "options: uidmap=0:1: not \"inside:outside:size\""),
+        ("gidmap=0:1:2:3", "options: gidmap=0:1:2:3: not \"inside:outside:size\""),
         ("loop", "options: \"loop\" is not supported"),
         ("remount", "\"remount\" is not supported"),
     ] {

@@ -44,6 +44,27 @@ pub fn set_mount_attr(
     )
 }
 
+/// `mount_setattr(2)` with `MOUNT_ATTR_IDMAP`: files show the ids that `user_namespace` maps theirs to.
+pub fn map_ids(mount: c_int, user_namespace: c_int, recursive: bool) -> Result<c_int, Errno> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace as u64,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let (empty, size) = (EMPTY.as_ptr(), size_of::<libc::mount_attr>());
+    call!(
+        "attr lives across the call",
+        libc::SYS_mount_setattr,
+        mount,
+        empty,
+        flags,
+        &raw const attr,
+        size
+    )
+}
+
 /// `fsopen(2)`.
 pub fn fsopen(fstype: &CStr) -> Result<c_int, Errno> {
     call!("fstype lives across the call", libc::SYS_fsopen, fstype.as_ptr(), libc::FSOPEN_CLOEXEC)
