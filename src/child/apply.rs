@@ -40,6 +40,13 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
             let fd = raw::clone_tree(raw::CWD, source, *recursive).at(Call::OpenTree)?;
             f.fill(*into, fd)
         }
+        Op::TakeTree { path, into } => {
+            if let Ok(old) = f.fd(*into) {
+                raw::close(old);
+            }
+            let fd = raw::clone_tree(raw::CWD, path, true).at(Call::OpenTree)?;
+            f.fill(*into, fd)
+        }
         Op::CloneTree { from, into } => {
             let fd = raw::clone_tree(f.fd(*from)?, c"", false).at(Call::OpenTree)?;
             f.fill(*into, fd)

@@ -116,7 +116,8 @@ pub fn runtime(hook: &Hook, bundle: &Path, back: &[i32]) -> Result<Plan> {
 }
 
 /// A hook in the container's namespaces before its root is changed: all rights, as it is the host's
-/// program, in the container's cgroup. It starts in the container's rootfs.
+/// program, in the container's cgroup. It starts in the container's rootfs. `namespaces` must not have
+/// a PID namespace that others share: they could get at the host's root through it.
 pub fn create_container(hook: &Hook, spec: &Spec, namespaces: i32, facts: &Facts) -> Result<Plan> {
     let mut plan = Plan::default();
     plan.input(Input::Report);

@@ -32,6 +32,7 @@ mod process;
 mod rootfs;
 pub mod seccomp;
 pub mod spec;
+mod staged;
 mod time;
 mod user;
 
@@ -236,13 +237,20 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     let mut rootfs = rootfs::open(&mut plan, spec, facts, user)?;
     plan.ops.push(Op::Propagate { flags: MS_REC | MS_SLAVE });
     rootfs.finish(&mut plan);
+    let rootfs = match user {
+        Some(_) => Way::Staged(staged::stage(&mut plan, &entries, rootfs)?),
+        None => Way::Straight(rootfs),
+    };
     let first = plan.ops.len();
     if let Some(user) = user {
         mounts::make_dev(&mut plan, linux, &mut entries, user)?;
     }
     enter(&mut plan, linux, &namespaces)?;
 
-    let root = rootfs::attach(&mut plan, rootfs)?;
+    let root = match rootfs {
+        Way::Straight(rootfs) => rootfs::attach(&mut plan, rootfs)?,
+        Way::Staged(staged) => staged.take(&mut plan)?,
+    };
     if user.is_some() {
         plan.ops.push(Op::UserRoot);
     }
@@ -284,6 +292,13 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
         return Err(Error::invalid(format!("the spec asks for {} steps", plan.ops.len())));
     }
     Ok(plan)
+}
+
+/// How the rootfs comes to its place.
+enum Way {
+    Straight(rootfs::Rootfs),
+    /// With all that the host gives.
+    Staged(staged::Staged),
 }
 
 /// Into the namespaces that are joined, and into those that are made inside a user namespace.

@@ -294,6 +294,14 @@ pub(super) fn open(plan: &mut Plan, entries: &mut [Entry], user: Option<&User>) 
     Ok(())
 }
 
+/// What [`open`] has opened, in order.
+pub(super) fn opened(entries: &[Entry]) -> impl Iterator<Item = Slot> {
+    entries.iter().filter_map(|entry| match entry.kind {
+        Kind::Bind { mount, .. } | Kind::Shm { mount } => mount,
+        Kind::New { .. } | Kind::Symlink { .. } | Kind::Dev { .. } => None,
+    })
+}
+
 /// Makes the container's `/dev` with its nodes while the host's rights are there. Its owner is the
 /// container's root, but the kernel lets only the host's remount it.
 pub(super) fn make_dev(

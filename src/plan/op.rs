@@ -133,6 +133,8 @@ pub enum Op {
 
     /// `open_tree(OPEN_TREE_CLONE)` of a host path.
     OpenTree { source: CString, into: Slot, recursive: bool },
+    /// The same, with all beneath, of a mount of our own in place of the one that is in `into`.
+    TakeTree { path: CString, into: Slot },
     /// The same of a mount that is already open, attached or not.
     CloneTree { from: Slot, into: Slot },
     /// `mount_setattr(2)` on a mount by fd.

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use libc::CLONE_NEWPID;
 use oci_spec::runtime::Spec;
 use tokio::time::sleep;
 
@@ -43,6 +44,8 @@ pub(super) struct Creation {
     stops: bool,
     /// It has.
     begun: bool,
+    /// `createContainer` hooks stay out of the container's PID namespace.
+    hidden: bool,
     later: Later,
 }
 
@@ -64,9 +67,12 @@ impl Creation {
         }
         let base = ExecBase::new(spec, facts.clone());
         let (namespaces, facts) = (base.namespaces, &base.facts);
+        // Its root is the host's: in a PID namespace that others share it would be their way out.
+        let hidden = !base.own_pid_namespace;
+        let unseen = if hidden { namespaces & !CLONE_NEWPID } else { namespaces };
         let stops = hooks.before_pivot();
         let before_pivot = |hook| {
-            let plan = plan::hooks::create_container(&hook, spec, namespaces, facts)?;
+            let plan = plan::hooks::create_container(&hook, spec, unseen, facts)?;
             Ok((hook, plan))
         };
         let at_start = |hook| {
@@ -82,6 +88,7 @@ impl Creation {
             create_container: create.collect::<Result<_>>()?,
             mount,
             stops,
+            hidden,
             begun: false,
             later: Later {
                 annotations: annotations.map(|(k, v)| (k.clone(), v.clone())).collect(),
@@ -164,7 +171,8 @@ impl Shim {
         for hook in creation.prestart.iter().chain(&creation.create_runtime) {
             self.on_host(hook, &here, killed(child.exit.clone())).await?;
         }
-        let there = state.at("creating", Some(hooks::pid_inside(child.pid)?));
+        let pid = if creation.hidden { child.pid } else { hooks::pid_inside(child.pid)? };
+        let there = state.at("creating", Some(pid));
         for (hook, plan) in &creation.create_container {
             let launch = inside(plan, child, cgroup)?;
             hooks::run(&self.reaper, hook, launch, &there, killed(child.exit.clone())).await?;

@@ -160,7 +160,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    JoinCgroup Unshare Setns UserRoot TimeOffsets IdMap JoinKeyring OomScore WriteFile Sysctl Rmdir Unmount OpenTree CloneTree
+    JoinCgroup Unshare Setns UserRoot TimeOffsets IdMap JoinKeyring OomScore WriteFile Sysctl Rmdir Unmount OpenTree TakeTree CloneTree
     SetAttr NewMount OldMount Propagate AttachRootfs OpenRootfs Attach Mount MakeDir
     MakeNode Symlink Mask Readonly OpenPty AttachConsole Hooks Pivot Hostname Domainname Setsid
     ControllingTerminal Birth LiftFds Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient

@@ -22,6 +22,7 @@ fn slots(op: &Op) -> (Vec<Slot>, Vec<Slot>) {
             (vec![], vec![*into])
         }
         Op::CloneTree { from, into } => (vec![*from], vec![*into]),
+        Op::TakeTree { into, .. } => (vec![], vec![*into]),
         Op::IdMap { mount, user, .. } => (vec![*mount, *user], vec![]),
         Op::SetAttr { mount, .. } | Op::AttachRootfs { mount, .. } => (vec![*mount], vec![]),
         Op::Attach { mount, root, .. } => (vec![*mount, *root], vec![]),
@@ -57,7 +58,8 @@ fn every_slot_is_filled_once_and_before_it_is_used() {
                 assert!(filled.contains(&slot), "{name}: nothing is in {slot} for: {op}");
             }
             for slot in fills {
-                let again = matches!(op, Op::Mask { .. }) && masks == Some(slot);
+                let again = matches!(op, Op::Mask { .. }) && masks == Some(slot)
+                    || matches!(op, Op::TakeTree { .. });
                 assert!(filled.insert(slot) || again, "{name}: {slot} is filled again by: {op}");
                 masks = if matches!(op, Op::Mask { .. }) { Some(slot) } else { masks };
             }
@@ -286,7 +288,9 @@ fn in_a_user_namespace_all_is_done_as_its_root() {
         seen += 1;
         for op in &plan.ops[enter + 1..*root] {
             let enough = matches!(op, Op::Unshare { .. } | Op::TimeOffsets { .. } | Op::Birth)
-                || matches!(op, Op::AttachRootfs { .. } | Op::OpenRootfs { .. });
+                || matches!(op, Op::AttachRootfs { .. } | Op::OpenRootfs { .. })
+                || matches!(op, Op::TakeTree { .. })
+                || matches!(op, Op::SetAttr { attr, .. } if attr.propagation == libc::MS_UNBINDABLE);
             assert!(enough, "{name}: {op}");
         }
         // What only the host's root can do comes before.
@@ -302,4 +306,30 @@ fn in_a_user_namespace_all_is_done_as_its_root() {
         assert_eq!(places(&plan, shares), [0; 0], "{name}");
     }
     assert!(seen > 3);
+}
+
+/// A tree of the host's that is attached inside as it was opened has none of the kernel's locks: the
+/// container's root could look beneath its mounts and write to what is read-only.
+#[test]
+fn in_a_user_namespace_the_hosts_trees_are_taken_from_a_copy() {
+    let mut seen = 0;
+    for (name, plan) in all() {
+        let user = libc::CLONE_NEWUSER;
+        let enters = |op: &Op| matches!(op, Op::Setns { flags, .. } if flags & user != 0);
+        let Some(enter) = places(&plan, enters).first().copied() else { continue };
+        let inside = &plan.ops[enter..];
+        for op in &plan.ops[..enter] {
+            let (Op::OpenTree { into, .. } | Op::CloneTree { into, .. }) = op else { continue };
+            let attaches = |op: &Op| match op {
+                Op::Attach { mount, .. } | Op::AttachRootfs { mount, .. } => mount == into,
+                _ => false,
+            };
+            let Some(attached) = inside.iter().position(attaches) else { continue };
+            let taken = |op: &Op| matches!(op, Op::TakeTree { into: slot, .. } if slot == into);
+            let taken = inside.iter().position(taken);
+            assert!(taken.is_some_and(|taken| taken < attached), "{name}: {op}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 5, "{seen}");
 }

@@ -23,5 +23,6 @@ mod sandbox;
 mod seccomp;
 mod seen;
 mod stdio;
+mod userlocks;
 mod usernamespace;
 mod userpods;

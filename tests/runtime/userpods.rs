@@ -167,3 +167,42 @@ fn a_pod_with_a_user_and_a_shared_pid_namespace() {
         }
     });
 }
+
+/// A createContainer hook has the host's tree for its root. In a PID namespace that others share, one of
+/// them that may trace could look at it, and leave by it.
+#[test]
+fn a_hook_is_not_seen_by_the_pods_containers() {
+    alone(async |pod: &mut Pod| {
+        let canary = pod.dir.join("canary");
+        fs::write(&canary, "").unwrap();
+        let script = format!(
+            "while :; do for root in /proc/[0-9]*/root; do test -e $root{} && touch /seen; done; \
+                echo >> /rounds; done 2>/dev/null",
+            canary.display()
+        );
+        pod.write_bundle("a", &privileged(user(&script)));
+        let rootfs = pod.bundle("a").join("rootfs");
+        let mut request = pod.request("a");
+        request.rootfs = vec![mapped(&rootfs)];
+        let first = pod.send(request).await.unwrap();
+        pod.start("a", "").await.unwrap();
+        pod.until("a", "rounds").await;
+        // Long enough for the other to have looked everywhere meanwhile.
+        let hook = format!(
+            "rounds() {{ grep -c ^ {}; }}; n=$(rounds); while test $(rounds) -lt $((n + 3)); do :; done",
+            rootfs.join("rounds").display()
+        );
+        let hooks = json!({"createContainer": [
+            {"path": "/bin/sh", "args": ["sh", "-c", hook], "env": ["PATH=/bin:/usr/bin"], "timeout": 60}
+        ]});
+        let spec = with(container("true", first, true), "/hooks", hooks);
+        pod.write_bundle("b", &spec);
+        let mut request = pod.request("b");
+        request.rootfs = vec![mapped(&pod.bundle("b").join("rootfs"))];
+        pod.send(request).await.unwrap();
+        assert!(!rootfs.join("seen").exists());
+        pod.end("b").await;
+        pod.end("a").await;
+        fs::remove_file(&canary).unwrap();
+    });
+}

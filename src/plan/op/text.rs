@@ -133,6 +133,7 @@ impl fmt::Display for Op {
             Op::Sysctl { path, value } => write!(f, "sysctl {path:?} = {value:?}"),
             Op::Rmdir { path } => write!(f, "rmdir {path:?}"),
             Op::Unmount { path } => write!(f, "unmount {path:?}"),
+            Op::TakeTree { path, into } => write!(f, "take tree {path:?} -> {into}"),
             Op::OpenTree { source, into, recursive } => {
                 write!(
                     f,
