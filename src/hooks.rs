@@ -22,6 +22,7 @@ use tokio::io::Interest;
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
+use crate::agent::Agent;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::launch::{self, Child};
 use crate::plan::hooks::Hook;
@@ -76,6 +77,8 @@ pub struct Launch {
     pub inputs: Vec<(Input, OwnedFd)>,
     /// On cgroup v2, for a hook of the container's namespaces.
     pub cgroup: Option<OwnedFd>,
+    /// Where the plan has the container's seccomp filter.
+    pub agent: Option<Agent>,
 }
 
 /// A process' pid in its own PID namespace.
@@ -107,6 +110,7 @@ pub async fn run(
     launch.inputs.extend((0..).map(Input::Stdio).zip(stdio));
     let mut child =
         launch::launch(reaper, launch.plan, launch.inputs, launch.cgroup).doing(doing)?;
+    child.agent = launch.agent;
     let mut words = Vec::new();
     let limit = async {
         match hook.timeout {

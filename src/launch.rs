@@ -24,6 +24,9 @@ use crate::sys;
 /// Ops are numbered with 16 bits in a report.
 const MAX_OPS: usize = u16::MAX as usize;
 
+/// How long the report of a birth may take after it.
+const BIRTH_LIMIT: Duration = Duration::from_secs(1);
+
 /// A child on its way through its plan.
 #[derive(Debug)]
 pub struct Child {
@@ -38,7 +41,7 @@ pub struct Child {
     /// Who gets the notifications of its seccomp filter.
     pub agent: Option<Agent>,
     /// They have come, and wait for the process that they will be of.
-    notifications: Option<OwnedFd>,
+    notifications: Option<Polled>,
     reports: Polled,
     plan: Plan,
     reaper: Arc<Reaper>,
@@ -231,7 +234,15 @@ impl Child {
     /// `None`: the other end is closed, by `execve` or by death.
     async fn next(&mut self) -> Result<Option<Step>> {
         loop {
-            let mut guard = self.reports.readable().await.doing(|| "epoll_wait(reports)")?;
+            let mut guard = tokio::select! {
+                biased;
+                ready = self.reports.readable() => ready.doing(|| "epoll_wait(reports)")?,
+                // It asks before its birth, and says no more until it has an answer.
+                () = asks(self.notifications.as_ref()) => {
+                    self.give_to_agent().await?;
+                    continue;
+                }
+            };
             let message = match sys::fd::receive(self.reports.get_ref().as_fd()) {
                 Err(Errno::EAGAIN) => {
                     guard.clear_ready();
@@ -308,11 +319,14 @@ impl Child {
 
     /// Takes a copy of the child's descriptor, and lets it go on.
     async fn fetch(&mut self, number: i32) -> Result<()> {
-        match sys::fd::pidfd_getfd(&self.pidfd, number) {
+        let fetched = sys::fd::pidfd_getfd(&self.pidfd, number)
+            .map_err(|errno| Error::sys(format!("pidfd_getfd({number})"), errno))
+            .and_then(|fd| {
+                Polled::new(fd, Interest::READABLE).doing(|| "epoll_ctl(notifications)")
+            });
+        match fetched {
             Ok(fd) => self.notifications = Some(fd),
-            Err(errno) => {
-                return Err(self.failed(Error::sys(format!("pidfd_getfd({number})"), errno)).await);
-            }
+            Err(error) => return Err(self.failed(error).await),
         }
         let _ = sys::raw::send(self.reports.get_ref().as_raw_fd(), &GO, None);
         Ok(())
@@ -320,12 +334,13 @@ impl Child {
 
     /// Gives the notifications to the agent, once there is the process that it will be asked about.
     async fn hand_over(&mut self) -> Result<()> {
-        if self.expecting.is_some() {
-            return Ok(());
-        }
+        if self.expecting.is_some() { Ok(()) } else { self.give_to_agent().await }
+    }
+
+    async fn give_to_agent(&mut self) -> Result<()> {
         let Some(fd) = self.notifications.take() else { return Ok(()) };
         let result = match self.agent.take() {
-            Some(agent) => agent.take(self.pid, fd).await,
+            Some(agent) => agent.take(self.pid, fd.into_inner()).await,
             None => Err(Error::invalid("notifications, and no agent for them")),
         };
         match result {
@@ -357,6 +372,13 @@ impl Child {
         let _ = sys::fd::pidfd_signal(&self.pidfd, libc::SIGKILL);
         ended(&mut self.exit).await
     }
+}
+
+/// Until somebody asks, and no birth is reported for a while: it is not the process that was born.
+async fn asks(notifications: Option<&Polled>) {
+    let Some(fd) = notifications else { return std::future::pending().await };
+    drop(fd.readable().await);
+    tokio::time::sleep(BIRTH_LIMIT).await;
 }
 
 /// `step 14/52: mount proc on "/proc": fsmount: EPERM`.

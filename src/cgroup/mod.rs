@@ -241,6 +241,9 @@ impl Cgroup {
     }
 }
 
+/// Descriptors that are needed to look at a cgroup.
+const SPARE: usize = 16;
+
 /// A cgroup that must be there.
 fn opened(at: &CgroupDir) -> Result<Dir> {
     Dir::open(at)?.ok_or_else(|| {
@@ -294,24 +297,41 @@ fn pids(at: &CgroupDir) -> Result<Vec<u32>> {
 /// A signal to each process by pidfd. A number may have been reused before it was opened, so what is
 /// killed is what is still in the cgroup after that.
 fn kill_each(at: &CgroupDir, signal: i32) -> Result<()> {
+    let all = pids(at)?;
+    let (mut rest, mut errors) = (&all[..], Vec::new());
+    while !rest.is_empty() {
+        let (open, count) = pidfds(rest)?;
+        let still: BTreeSet<u32> = pids(at)?.into_iter().collect();
+        let open = open.into_iter().map(|(i, pidfd)| (rest[i], pidfd));
+        for (pid, pidfd) in open.filter(|(pid, _)| still.contains(pid)) {
+            match pidfd_signal(&pidfd, signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(e) => {
+                    errors.push(Error::sys(format_args!("pidfd_send_signal({pid}, {signal})"), e))
+                }
+            }
+        }
+        rest = &rest[count..];
+    }
+    Error::join(errors)
+}
+
+/// As many as may be open at once, each with its place in `pids`, and how many of `pids` that is.
+fn pidfds(pids: &[u32]) -> Result<(Vec<(usize, OwnedFd)>, usize)> {
     let mut open = Vec::new();
-    for pid in pids(at)? {
-        match pidfd_open(pid) {
-            Ok(pidfd) => open.push((pid, pidfd)),
+    for (i, pid) in pids.iter().enumerate() {
+        match pidfd_open(*pid) {
+            Ok(pidfd) => open.push((i, pidfd)),
             // Gone, or a thread of a threaded cgroup, whose process has another line.
             Err(Errno::ESRCH | Errno::EINVAL | Errno::ENOENT) => {}
+            // A container may have more processes than we may have files.
+            Err(Errno::EMFILE | Errno::ENFILE) if open.len() > SPARE => {
+                open.truncate(open.len() - SPARE);
+                let count = open.last().map_or(0, |(last, _)| last + 1);
+                return Ok((open, count));
+            }
             Err(errno) => return Err(Error::sys(format_args!("pidfd_open({pid})"), errno)),
         }
     }
-    let still: BTreeSet<u32> = pids(at)?.into_iter().collect();
-    let mut errors = Vec::new();
-    for (pid, pidfd) in open.into_iter().filter(|(pid, _)| still.contains(pid)) {
-        match pidfd_signal(&pidfd, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(e) => {
-                errors.push(Error::sys(format_args!("pidfd_send_signal({pid}, {signal})"), e))
-            }
-        }
-    }
-    Error::join(errors)
+    Ok((open, pids.len()))
 }

@@ -15,6 +15,11 @@ use crate::error::{Error, Result};
 /// The kernel's own limit (`UID_GID_MAP_MAX_EXTENTS`).
 const MOST_RANGES: usize = 340;
 
+/// `RLIMIT_NOFILE`.
+const FILES: u32 = 7;
+/// No shim has a lower hard limit: to set one needs no right.
+const FEW_FILES: u64 = 1024;
+
 /// `size` ids from `inside` on are the host's from `outside` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct IdRange {
@@ -190,13 +195,23 @@ pub(super) fn check_user(process: &Process, map: &IdMap) -> Result<()> {
 }
 
 /// Moves the limits to before the step that enters the user namespace: a right of the host's is
-/// needed to raise one.
+/// needed to raise one. The one of open files, which later steps need, is only raised there.
 pub(super) fn limits_first(plan: &mut Plan) {
     let enters = |op: &Op| matches!(op, Op::Setns { flags, .. } if flags & CLONE_NEWUSER != 0);
     let Some(at) = plan.ops.iter().position(enters) else { return };
     let all = std::mem::take(&mut plan.ops);
-    let (limits, mut rest): (Vec<Op>, Vec<Op>) =
-        all.into_iter().partition(|op| matches!(op, Op::Rlimit { .. }));
+    let (mut limits, mut rest) = (Vec::new(), Vec::new());
+    for op in all {
+        match op {
+            Op::Rlimit { resource: FILES, hard, .. } => {
+                let raised = Op::Rlimit { resource: FILES, soft: hard, hard };
+                limits.extend((hard > FEW_FILES).then_some(raised));
+                rest.push(op);
+            }
+            Op::Rlimit { .. } => limits.push(op),
+            op => rest.push(op),
+        }
+    }
     let tail = rest.split_off(at);
     plan.ops = [rest, limits, tail].concat();
 }

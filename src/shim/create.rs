@@ -126,13 +126,7 @@ impl Shim {
         };
         let cgroup = Cgroup::create(&cgroups, &limits)?;
         let parts = (base, cgroup, hooks);
-        let made = self.launch(&request, (plan, devices), joined, fds, stdio, parts).await;
-        if made.is_err()
-            && let Err(error) = bundle::forget_container(home(self), &request.id, &request.bundle)
-        {
-            log::warn!("after a failed create of {:?}: {error}", request.id);
-        }
-        made
+        self.launch(&request, (plan, devices), joined, fds, stdio, parts).await
     }
 
     /// Parks the init in its cgroup and makes it known; removes the cgroup if that fails.
@@ -168,16 +162,29 @@ impl Shim {
         };
         let made = made.await;
         if made.is_err()
-            && let Err(error) = self.remove_cgroup(&cgroup).await
+            && let Err(error) = self.undo(request, &cgroup, hooks.as_ref()).await
         {
             log::warn!("after a failed create of {:?}: {error}", request.id);
         }
-        if made.is_err()
-            && let Some(hooks) = &hooks
-        {
-            self.undo_hooks(request, hooks).await;
-        }
         made
+    }
+
+    /// What a failed Create has made; it stays on record if it cannot be removed.
+    async fn undo(
+        &self,
+        request: &CreateContainer,
+        cgroup: &Cgroup,
+        hooks: Option<&Creation>,
+    ) -> Result<()> {
+        let mut errors = Vec::new();
+        errors.extend(self.remove_cgroup(cgroup).await.err());
+        if let Some(hooks) = hooks {
+            errors.extend(self.undo_hooks(request, hooks).await.err());
+        }
+        if errors.is_empty() {
+            return bundle::forget_container(home(self), &request.id, &request.bundle);
+        }
+        Error::join(errors)
     }
 
     fn facts(
@@ -282,6 +289,8 @@ impl Shim {
             if let Some(entry) = self.lock().creating.get_mut(id) {
                 *entry = Some(Arc::clone(&child.pidfd));
             }
+            // A Delete may wait for a child to kill.
+            self.changed.notify_waiters();
             if child.reached(stop).await? {
                 return Ok(());
             }

@@ -188,10 +188,15 @@ impl Shim {
 
     /// Kills a Create whose client has given up, and waits until it has cleaned up.
     async fn abandon_create(&self, id: &str) {
-        if let Some(Some(child)) = self.lock().creating.get(id) {
-            let _ = sys::fd::pidfd_signal(child, libc::SIGKILL);
-        }
-        self.until(|state| !state.creating.contains_key(id)).await;
+        self.until(|state| {
+            let creating = state.creating.get(id);
+            // There may be none yet, and after a birth another one.
+            if let Some(Some(child)) = creating {
+                let _ = sys::fd::pidfd_signal(child, libc::SIGKILL);
+            }
+            creating.is_none()
+        })
+        .await;
     }
 
     /// Every step runs; the container stays, to be deleted again, if one fails.
@@ -216,12 +221,10 @@ impl Shim {
         if let Some(hooks) = hooks {
             self.poststop_hooks(id, &dir, &hooks, true).await;
         }
-        let steps = [
-            removed,
-            self.unmount_rootfs(mount.as_deref()).await,
-            bundle::forget_container(home(self), id, &dir),
-        ];
+        let steps = [removed, self.unmount_rootfs(mount.as_deref()).await];
         Error::join(steps.into_iter().filter_map(Result::err).collect())?;
+        // Without its record, `delete` would never find what is left.
+        bundle::forget_container(home(self), id, &dir)?;
         let mut state = self.lock();
         let container = state.containers.remove(id).ok_or_else(|| super::no_container(id))?;
         let exit = container.init.exited().unwrap_or(Exit { status: 255, at: SystemTime::now() });

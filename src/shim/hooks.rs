@@ -191,18 +191,19 @@ impl Shim {
         let back: Vec<i32> = host.iter().map(|(flag, _)| *flag).collect();
         let plan = plan::hooks::runtime(hook, state.bundle, &back)?;
         let inputs = host.into_iter().map(|(flag, fd)| (Input::HostNamespace(flag), fd)).collect();
-        let launch = Launch { plan, inputs, cgroup: None };
+        let launch = Launch { plan, inputs, cgroup: None, agent: None };
         hooks::run(&self.reaper, hook, launch, state, abandoned).await
     }
 
     /// Start of an init: its hooks, its program, and the hooks after it. On an error it is dead.
     pub(super) async fn start_init(&self, id: &str, child: &mut Child) -> Result<u32> {
-        let (hooks, cgroup, bundle) = {
+        let (hooks, cgroup, bundle, base) = {
             let mut state = self.lock();
             let container = state.container_mut(id)?;
             let hooks = container.hooks.take();
             container.hooks = hooks.as_ref().and_then(|hooks| hooks.after_start());
-            (hooks, container.cgroup.clone(), container.bundle.clone())
+            let base = hooks.as_ref().map(|_| container.base.clone()).unwrap_or_default();
+            (hooks, container.cgroup.clone(), container.bundle.clone(), base)
         };
         let Some(hooks) = hooks else { return child.go().await.map(|()| child.pid) };
         let state = State::new(id, &bundle, &hooks.annotations);
@@ -210,7 +211,9 @@ impl Shim {
             if !hooks.start.is_empty() {
                 let there = state.at("created", Some(hooks::pid_inside(child.pid)?));
                 for (hook, plan) in &hooks.start {
-                    let launch = inside(plan, child, &cgroup)?;
+                    let mut launch = inside(plan, child, &cgroup)?;
+                    // It has the container's filter.
+                    launch.agent = self.agent(id, &base, child.pid)?;
                     let abandoned = killed(child.exit.clone());
                     hooks::run(&self.reaper, hook, launch, &there, abandoned).await?;
                 }
@@ -251,15 +254,17 @@ impl Shim {
     }
 
     /// Undoes what hooks did to a Create that failed, once all else is undone.
-    pub(super) async fn undo_hooks(&self, request: &CreateContainer, creation: &Creation) {
+    pub(super) async fn undo_hooks(
+        &self,
+        request: &CreateContainer,
+        creation: &Creation,
+    ) -> Result<()> {
         if creation.begun {
             let (bundle, later) = (&request.bundle, &creation.later);
             self.poststop_hooks(&request.id, bundle, later, false).await;
         }
         let path = creation.mount.as_ref().map(|(_, path)| path.as_path());
-        if let Err(error) = self.unmount_rootfs(path).await {
-            log::warn!("after a failed create of {:?}: {error}", request.id);
-        }
+        self.unmount_rootfs(path).await
     }
 }
 
@@ -268,5 +273,5 @@ fn inside(plan: &Plan, init: &Child, cgroup: &Cgroup) -> Result<Launch> {
     let init = init.pidfd.try_clone().doing(|| "dup(pidfd)")?;
     let mut inputs = vec![(Input::Init, init)];
     let cgroup = cgroup_inputs(cgroup, &mut inputs, plan)?;
-    Ok(Launch { plan: plan.clone(), inputs, cgroup })
+    Ok(Launch { plan: plan.clone(), inputs, cgroup, agent: None })
 }

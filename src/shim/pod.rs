@@ -178,6 +178,8 @@ impl Shim {
             }
             state.ending = true;
         }
+        // For who waits without end: a poststop hook that hangs.
+        self.changed.notify_waiters();
         if let Err(error) = self.stop(&id, STOPPED).await
             && error.kind() != Kind::NotFound
         {

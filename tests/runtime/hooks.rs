@@ -277,11 +277,11 @@ fn a_start_whose_hook_fails() {
 }
 
 /// A script that says in a file that it hangs.
-fn hang(file: &str) -> String {
+pub fn hang(file: &str) -> String {
     format!("echo hangs > {file}; sleep 1000 & sleep 1000")
 }
 
-async fn exists(path: &Path) {
+pub async fn exists(path: &Path) {
     while !path.exists() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -295,7 +295,7 @@ fn ended(kind: &str) -> &str {
     }
 }
 
-fn creating(pod: &Pod, spec: &Value) -> JoinHandle<Result<u32>> {
+pub fn creating(pod: &Pod, spec: &Value) -> JoinHandle<Result<u32>> {
     pod.write_bundle("c", spec);
     tokio::spawn(Arc::clone(&pod.shim).create(pod.request("c")))
 }

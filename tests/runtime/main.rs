@@ -20,6 +20,7 @@ mod options;
 mod pod;
 mod rounds;
 mod sandbox;
+mod seams;
 mod seccomp;
 mod seen;
 mod stdio;

@@ -30,7 +30,7 @@ fn allowing(names: Value) -> Value {
 }
 
 /// A container with a profile, with or without no-new-privileges.
-fn spec(script: &str, profile: Value, nnp: bool) -> Value {
+pub fn spec(script: &str, profile: Value, nnp: bool) -> Value {
     let spec = with(sh(script), "/linux/seccomp", profile);
     with(spec, "/process/noNewPrivileges", json!(nnp))
 }
@@ -248,7 +248,7 @@ fn an_exec_under_a_filter_that_leaves_it_little() {
 }
 
 /// An agent: what it was told, and the descriptor.
-async fn told(agent: &tokio::net::UnixListener) -> (Value, OwnedFd) {
+pub async fn told(agent: &tokio::net::UnixListener) -> (Value, OwnedFd) {
     let (stream, _) = agent.accept().await.unwrap();
     stream.readable().await.unwrap();
     let stream = stream.into_std().unwrap();
@@ -268,7 +268,7 @@ async fn told(agent: &tokio::net::UnixListener) -> (Value, OwnedFd) {
 }
 
 /// Answers one notification with an errno; which process made what call.
-async fn answer(fd: OwnedFd, errno: i32) -> (u32, i32) {
+pub async fn answer(fd: OwnedFd, errno: i32) -> (u32, i32) {
     let fd = Polled::new(fd, tokio::io::Interest::READABLE).unwrap();
     drop(fd.readable().await.unwrap());
     // SAFETY: plain integers, for which all zero is a value; the kernel wants them to be zero.
