@@ -7,7 +7,7 @@ fn main() {
     protobuf_codegen::Codegen::new()
         .pure()
         .include("proto")
-        .inputs(["proto/cri.proto", "proto/runtimeoptions.proto"])
+        .inputs(["proto/cri.proto", "proto/runtimeoptions.proto", "proto/streaming.proto"])
         .customize(protobuf_codegen::Customize::default().lite_runtime(true).gen_mod_rs(true))
         .cargo_out_dir("proto")
         .run_from_script();

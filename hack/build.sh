@@ -17,7 +17,7 @@ else
 	target=$host
 fi
 
-SHIM_REVISION=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+SHIM_REVISION=$(git describe --always --abbrev=12 --exclude='*' --dirty 2>/dev/null || echo unknown)
 SHIM_RUSTC=$(rustc --version | cut -d' ' -f1,2)
 export SHIM_REVISION SHIM_RUSTC
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A private containerd for tests and demos: its own network and IPC namespaces, root, state, sockets, CNI and log, beside any that
-# the machine runs. CRI handlers: rs (the shim is the sandbox), rs-podsandbox (the shim, pause mode), runc (the peer).
+# the machine runs. CRI handlers: rs (the shim is the sandbox), rs-streaming (the same, with streams for stdio), rs-podsandbox (the
+# shim, pause mode), runc (the peer).
 #
 #   containerd.sh start [DIR]      start, wait until it answers, import the test images (IMAGES=no: do not)
 #   containerd.sh restart [DIR]    kill -9 containerd alone, start it again on the same state; pods go on
@@ -83,6 +84,10 @@ config() {
 		[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.rs]
 		  runtime_type = 'io.containerd.rs.v2'
 		  sandboxer = 'shim'
+		[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.rs-streaming]
+		  runtime_type = 'io.containerd.rs.v2'
+		  sandboxer = 'shim'
+		  io_type = 'streaming'
 		[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.rs-podsandbox]
 		  runtime_type = 'io.containerd.rs.v2'
 		  sandboxer = 'podsandbox'

@@ -21,6 +21,8 @@ use crate::plan::{Input, Op, Plan};
 use crate::reaper::{ExitWatch, Expecting, Reaper, ended};
 use crate::sys;
 
+/// 128 + SIGKILL.
+const KILLED: u32 = 137;
 /// Ops are numbered with 16 bits in a report.
 const MAX_OPS: usize = u16::MAX as usize;
 
@@ -360,6 +362,9 @@ impl Child {
         let exit = self.kill().await;
         let mut text =
             format!("the child ended before its program ran, with status {}", exit.status);
+        if exit.status == KILLED {
+            text.push_str("; it was killed, as by a memory limit that is too low");
+        }
         // It could not say more: even its report is a system call.
         if self.plan.ops.iter().any(|op| matches!(op, Op::Seccomp { .. })) {
             text.push_str("; perhaps its seccomp filter forbids what it needs until then");
@@ -399,7 +404,14 @@ fn step_error(plan: &Plan, op: u16, call: Call, errno: Errno) -> Error {
         }
         (Some(op), _) => match not_run(op, errno) {
             Some(words) => {
-                let name = plan.args.first().map(|a| a.to_string_lossy().into_owned());
+                // A hook's first argument may be any text.
+                let name = match op {
+                    Op::FindExecutable { candidates } if candidates.len() == 1 => {
+                        candidates.first()
+                    }
+                    _ => plan.args.first(),
+                };
+                let name = name.map(|name| name.to_string_lossy().into_owned());
                 Error::sys(format!("{:?}: {words}", name.unwrap_or_default()), errno)
             }
             None => error,
@@ -417,6 +429,7 @@ fn not_run(op: &Op, errno: Errno) -> Option<&'static str> {
         (Op::FindExecutable { .. } | Op::Exec, Errno::EACCES) => Some("permission denied"),
         // The program itself has been found: a script's interpreter, or a loader.
         (Op::Exec, Errno::ENOENT) => Some("its interpreter: no such file or directory"),
+        (Op::Exec, Errno::ENOEXEC) => Some("exec format error"),
         _ => None,
     }
 }

@@ -36,6 +36,7 @@ use crate::events::{Exit, Queue};
 use crate::namespaces::Pod;
 use crate::reaper::{Reaper, ended};
 use crate::sandbox::Sandbox;
+use crate::stdio::Streams;
 use crate::sys;
 
 /// How long a server waits for its first sandbox or container, and a sandbox for its start:
@@ -74,6 +75,8 @@ pub struct Shim {
     pub queue: Arc<Queue>,
     /// How many connections are open.
     pub clients: Arc<watch::Sender<usize>>,
+    /// The ends of stdio that clients have as streams.
+    pub streams: Arc<Streams>,
     reaper: Arc<Reaper>,
     /// The namespaces that this process has entered.
     pod: Pod,
@@ -100,8 +103,10 @@ struct State {
 impl Shim {
     /// An empty shim.
     pub fn new(settings: Settings) -> Arc<Shim> {
+        let streams = Arc::new(Streams::new(settings.socket.clone()));
         Arc::new(Shim {
             settings,
+            streams,
             queue: Arc::default(),
             clients: Arc::new(watch::Sender::new(0)),
             reaper: Arc::default(),
@@ -184,9 +189,9 @@ impl Shim {
 
     /// Signals a process, or with `all` every process of the container.
     pub fn kill(&self, target: &Target, signal: u32, all: bool) -> Result<()> {
-        let signal = i32::try_from(signal).ok().filter(|s| (0..=64).contains(s));
-        let signal = signal
-            .ok_or_else(|| Error::invalid(format!("signal {signal:?} is none of 0 to 64")))?;
+        let number = i32::try_from(signal).ok().filter(|s| (0..=64).contains(s));
+        let signal =
+            number.ok_or_else(|| Error::invalid(format!("signal {signal} is none of 0 to 64")))?;
         let mut state = self.lock();
         if let (Some(Some(pidfd)), None) = (state.creating.get(&target.container), &target.exec) {
             return send(pidfd, signal);

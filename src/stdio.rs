@@ -6,9 +6,11 @@
 //! Dropping a [`Stdio`] ends its tasks and closes everything. It must never block the loop.
 
 mod logger;
+mod remote;
 mod uri;
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
@@ -25,8 +27,10 @@ use crate::fifo::{Fifo, let_go, open_log, open_null, set_nonblocking};
 use crate::reaper::ended;
 use crate::relay::{Relay, Sink};
 use crate::sys::io::Polled;
+use remote::Held;
 
 pub use logger::Logger;
+pub use remote::{Client, End, Life, Streams, Way};
 pub use uri::{Program, Stream};
 
 /// Who writes to the FIFOs of stdout and stderr.
@@ -52,6 +56,10 @@ pub struct Stdio {
     terminal: Option<(Option<Polled>, Output)>,
     console: Option<Console>,
     logger: Option<Logger>,
+    streams: Arc<Streams>,
+    /// What clients have as streams: stdin until it is closed, and outputs.
+    remote_stdin: Option<Held>,
+    remote: Vec<Held>,
     /// Whether the process has exited. Each output holds a receiver for as long as it moves bytes.
     exited: watch::Sender<bool>,
     tasks: JoinSet<()>,
@@ -66,15 +74,16 @@ impl Stdio {
         kind: Kind,
         owner: (u32, u32),
     ) -> Result<(Stdio, [Option<OwnedFd>; 3])> {
-        Self::open_with(paths, kind, owner, None)
+        Self::open_with(paths, kind, owner, None, &Arc::default())
     }
 
-    /// The same, with the logger that `paths` names, if it names one.
+    /// The same, with the logger that `paths` names, if it names one, and with streams.
     pub fn open_with(
         paths: &StdioPaths,
         kind: Kind,
         owner: (u32, u32),
         logger: Option<Logger>,
+        streams: &Arc<Streams>,
     ) -> Result<(Stdio, [Option<OwnedFd>; 3])> {
         let mut stdio = Stdio {
             stdin_writer: None,
@@ -83,6 +92,9 @@ impl Stdio {
             terminal: None,
             console: None,
             logger: None,
+            streams: Arc::clone(streams),
+            remote_stdin: None,
+            remote: Vec::new(),
             exited: watch::Sender::new(false),
             tasks: JoinSet::new(),
         };
@@ -92,7 +104,7 @@ impl Stdio {
             let stdout = match writers {
                 // A terminal has no stderr: the logger sees its end at once.
                 Some([stdout, _]) => Output::pipe(stdout),
-                None => Stream::parse(&paths.stdout).and_then(Output::open),
+                None => Stream::parse(&paths.stdout).and_then(|stream| stdio.open_output(stream)),
             };
             let stdout = stdout.doing(|| "stdout")?;
             stdio.terminal = Some((stdin, stdout));
@@ -144,6 +156,9 @@ impl Stdio {
     /// CloseIO: the process reads what is on its way, then EOF. Twice is as good as once.
     pub fn close_stdin(&mut self) {
         self.stdin_writer = None;
+        if let Some(held) = self.remote_stdin.take() {
+            held.close();
+        }
     }
 
     /// ResizePty: without a terminal, or after the exit, nothing to do and no error.
@@ -159,6 +174,7 @@ impl Stdio {
     pub fn exited(&mut self) {
         self.exited.send_replace(true);
         self.stdin_writer = None;
+        self.remote_stdin = None;
         if let Some(relay) = self.stdin_relay.take() {
             relay.abort();
         }
@@ -172,10 +188,30 @@ impl Stdio {
     /// open and gets the rest of it, then EOF.
     pub async fn drain(mut self, limit: Duration) {
         self.exited();
-        drop(timeout(limit, self.exited.closed()).await);
+        let all_out = async {
+            self.exited.closed().await;
+            self.left().await;
+        };
+        drop(timeout(limit, all_out).await);
         self.tasks.shutdown().await;
         if let Some(logger) = self.logger.take() {
             logger.end().await;
+        }
+    }
+
+    /// Whether clients have its outputs as streams.
+    pub fn is_remote(&self) -> bool {
+        !self.remote.is_empty()
+    }
+
+    /// Resolves when no client reads a stream any more: it has all, or is gone. Nobody is waited
+    /// for who is not there.
+    pub fn left(&self) -> impl Future<Output = ()> + Send + use<> {
+        let left: Vec<_> = self.remote.iter().map(Held::left).collect();
+        async {
+            for left in left {
+                left.await;
+            }
         }
     }
 
@@ -204,7 +240,8 @@ impl Stdio {
         let moving = self.exited.subscribe();
         self.tasks.spawn(async move {
             let end = ended(&mut exit).await;
-            if !*moving.borrow() {
+            // One that has read to the end may be faster than the news of its process' end.
+            if !*moving.borrow() && end.status != 0 {
                 log::warn!("the logger {name:?} ended before its process, status {}", end.status);
             }
         });
@@ -217,6 +254,11 @@ impl Stdio {
         let path = match Stream::parse(uri)? {
             Stream::Null => return Ok(None),
             Stream::Fifo(path) => path,
+            Stream::Remote { socket, id } => {
+                let theirs = self.remote_stdin(socket, &id, (0, 0))?;
+                set_nonblocking(&theirs)?;
+                return Ok(Some(polled(theirs, Interest::READABLE)?));
+            }
             Stream::File(path) => return Err(Error::invalid(format!("{path:?} is a log file"))),
             Stream::Logger(program) => {
                 return Err(Error::invalid(format!("{:?} is a logger", program.path)));
@@ -230,6 +272,9 @@ impl Stdio {
 
     /// Always relayed: an EOF can only be given on a pipe of our own.
     fn stdin(&mut self, uri: &str, owner: (u32, u32)) -> Result<OwnedFd> {
+        if let Stream::Remote { socket, id } = Stream::parse(uri)? {
+            return self.remote_stdin(socket, &id, owner);
+        }
         let Some(from) = self.open_stdin(uri)? else { return open_null() };
         let (theirs, ours) = pipe(owner)?;
         set_nonblocking(&ours)?;
@@ -239,6 +284,28 @@ impl Stdio {
             drop(Relay::splice(&from, &to).run().await);
         }));
         Ok(theirs)
+    }
+
+    /// The read end of a pipe that a client fills.
+    fn remote_stdin(&mut self, socket: &str, id: &str, owner: (u32, u32)) -> Result<OwnedFd> {
+        let (theirs, ours) = pipe(owner)?;
+        self.remote_stdin = Some(self.streams.add((socket, id), Way::In, ours)?);
+        Ok(theirs)
+    }
+
+    /// The write end of a pipe that a client empties.
+    fn remote(&mut self, socket: &str, id: &str, owner: (u32, u32)) -> Result<OwnedFd> {
+        let (ours, theirs) = pipe(owner)?;
+        self.remote.push(self.streams.add((socket, id), Way::Out, ours)?);
+        Ok(theirs)
+    }
+
+    /// Where a terminal's output goes.
+    fn open_output(&mut self, stream: Stream<'_>) -> Result<Output> {
+        match stream {
+            Stream::Remote { socket, id } => Output::pipe(self.remote(socket, &id, (0, 0))?),
+            stream => Output::open(stream),
+        }
     }
 
     fn output(&mut self, stream: Stream<'_>, kind: Kind, owner: (u32, u32)) -> Result<OwnedFd> {
@@ -252,6 +319,7 @@ impl Stdio {
                 self.direct.push(held);
                 Ok(theirs)
             }
+            (Stream::Remote { socket, id }, _) => self.remote(socket, &id, owner),
             (stream, _) => self.relay(Output::open(stream)?, owner),
         }
     }
@@ -296,6 +364,7 @@ impl Output {
                 Output::Fifo(polled(Fifo::open(path)?.end(OFlag::O_RDWR)?, Interest::WRITABLE)?)
             }
             Stream::Logger(_) => return Err(Error::unimplemented("a logger here")),
+            Stream::Remote { .. } => return Err(Error::unimplemented("a stream here")),
         })
     }
 

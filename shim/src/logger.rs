@@ -2,6 +2,7 @@
 //!
 //! It must never block and never fail: a line for which there is no room is dropped.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
@@ -82,8 +83,22 @@ fn line(time: &str, level: Level, text: &str, fields: &str) -> String {
     line
 }
 
+/// `text` in about `room` bytes: what is said first and, as the errno stands there, last.
+fn shortened(text: &str, room: usize) -> Cow<'_, str> {
+    const GAP: &str = " … ";
+    if text.len() <= room {
+        return Cow::Borrowed(text);
+    }
+    let room = room.saturating_sub(GAP.len());
+    let half = room / 2;
+    let head = (0..=half).rev().find_map(|end| text.get(..end)).unwrap_or_default();
+    let tail = (text.len().saturating_sub(half)..=text.len()).find_map(|start| text.get(start..));
+    Cow::Owned([head, GAP, tail.unwrap_or_default()].concat())
+}
+
 /// Appends `key` and the quoted `text`, of which as much as fits into `room` bytes.
 fn quote(line: &mut String, key: &str, text: &str, room: usize) {
+    let text = &*shortened(text, room.saturating_sub(key.len() + 2));
     line.push_str(key);
     line.push('"');
     let end = line.len() + room.saturating_sub(key.len() + 2);
@@ -114,8 +129,11 @@ mod tests {
         assert_eq!(got, "time=\"T\" level=warning msg=\"a \\\"b\\\"\\n\\\\c\\u001b\" id=\"x\"\n");
         for c in ["x", "\n", "é"] {
             let long = line("T", Level::Info, &c.repeat(5000), " id=\"x\"");
-            assert!(long.len() <= MAX_LINE && long.len() > MAX_LINE - 3, "{}", long.len());
+            assert!(long.len() <= MAX_LINE && long.len() > MAX_LINE - 8, "{}", long.len());
             assert!(long.ends_with("\" id=\"x\"\n"));
         }
+        let long = format!("step: {}: EPERM", "x".repeat(5000));
+        let long = line("T", Level::Info, &long, " id=\"x\"");
+        assert!(long.contains("msg=\"step: xx") && long.contains("xx: EPERM\""), "{long}");
     }
 }

@@ -406,7 +406,7 @@ impl fmt::Display for Plan {
             writeln!(f, "user namespace {i}: {map}")?;
         }
         for (i, op) in self.ops.iter().enumerate() {
-            writeln!(f, "{i:3} {op}")?;
+            writeln!(f, "{:3} {op}", i + 1)?;
         }
         if !self.args.is_empty() {
             writeln!(f, "args {:?}", self.args)?;

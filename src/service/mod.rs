@@ -1,4 +1,4 @@
-//! TTRPC in and out: the Task and Sandbox services on one socket, and events to containerd.
+//! TTRPC in and out: the Task, Sandbox and Streaming services on one socket, and events to containerd.
 //!
 //! The only layer that knows protobuf and TTRPC. Each verb is: convert, call the [`Shim`],
 //! convert. It must never decide anything about containers, and never use protobuf's reflection
@@ -20,9 +20,11 @@ mod call;
 mod convert;
 mod cri;
 pub mod forward;
+mod frame;
 mod metrics;
 pub mod options;
 mod sandbox;
+mod stream;
 mod task;
 
 /// The messages of `proto/`.
@@ -37,9 +39,9 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 /// A server of both services on `listener`, for clients with our own user id. It serves once it
 /// is started. To be called within the runtime.
 pub fn server(shim: Arc<Shim>, listener: UnixListener) -> Result<Server> {
-    let listener =
-        accept::listener(listener, nix::unistd::geteuid().as_raw(), shim.clients.clone())
-            .doing(|| "listen on the shim's socket")?;
+    let uid = nix::unistd::geteuid().as_raw();
+    let listener = accept::listener(listener, uid, shim.clients.clone(), shim.streams.clone())
+        .doing(|| "listen on the shim's socket")?;
     let tasks = Arc::new(task::Tasks { shim: shim.clone() });
     let old: HashMap<String, Service> =
         create_task(tasks.clone()).into_values().map(|s| (TASK_V2.to_string(), s)).collect();

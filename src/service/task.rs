@@ -74,6 +74,7 @@ impl Task for Tasks {
     async fn state(&self, _: &TtrpcContext, r: StateRequest) -> Result<StateResponse> {
         let target = target(r.id, r.exec_id);
         run(Call::to("State", &target), async {
+            self.shim.delivered(&target).await;
             Ok(convert::state_response(self.shim.state(&target)?))
         })
         .await

@@ -117,8 +117,8 @@ impl Task for Probe {
 async fn probe() -> (Arc<Probe>, Server, SocketAddr) {
     let (listener, address) = socket();
     let probe = Arc::new(Probe::default());
-    let listener =
-        accept::listener(listener, nix::unistd::geteuid().as_raw(), Arc::default()).unwrap();
+    let uid = nix::unistd::geteuid().as_raw();
+    let listener = accept::listener(listener, uid, Arc::default(), Arc::default()).unwrap();
     let mut server =
         Server::new().register_service(create_task(probe.clone())).add_listener(listener);
     server.start().await.unwrap();

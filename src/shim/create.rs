@@ -118,7 +118,7 @@ impl Shim {
         let kind = stdio_kind(&spec, request.stdio.terminal);
         let allowed = request.options.loggers.as_deref();
         let logger = self.start_logger(&request.stdio, &request.id, owner, allowed).await?;
-        let (stdio, fds) = Stdio::open_with(&request.stdio, kind, owner, logger)?;
+        let (stdio, fds) = Stdio::open_with(&request.stdio, kind, owner, logger, &self.streams)?;
         let base = ExecBase {
             pipe_owner: owner,
             loggers: request.options.loggers.clone(),

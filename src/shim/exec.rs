@@ -46,7 +46,8 @@ impl Shim {
         launch::log_plan(&target.container, &plan);
         let id = target.exec.as_deref().unwrap_or_default();
         let logger = self.start_logger(&paths, id, owner, base.loggers.as_deref()).await?;
-        let (mut stdio, fds) = Stdio::open_with(&paths, StdioKind::Relay, owner, logger)?;
+        let (mut stdio, fds) =
+            Stdio::open_with(&paths, StdioKind::Relay, owner, logger, &self.streams)?;
         let mut inputs = stdio_inputs(fds);
         let into = cgroup_inputs(&cgroup, &mut inputs, &plan)?;
         inputs.push((Input::Init, init.try_clone().doing(|| "dup(pidfd)")?));

@@ -22,6 +22,9 @@ use crate::sys;
 const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a Delete waits for output that somebody may never close (the Go shim's figure).
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long State may wait for a client that reads a stopped container's last output.
+/// containerd gives State 2 s.
+const STATE_LIMIT: Duration = Duration::from_millis(500);
 /// The longest pause between two looks at a cgroup.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -94,6 +97,7 @@ impl Shim {
         if tokio::time::timeout(LEFTOVER_LIMIT, execs_ended).await.is_err() {
             log::warn!("container {id:?}: an exec is alive {LEFTOVER_LIMIT:?} after the init");
         }
+        self.deliver(id).await;
         let mut state = self.lock();
         let Ok(container) = state.container_mut(id) else { return };
         container.record.exit_status = Some(exit.status);
@@ -105,6 +109,37 @@ impl Shim {
         container.init.stopped(exit);
         let pid = container.init.pid;
         self.queue.push(Event::Exit { container_id: id.into(), id: id.into(), pid, exit });
+    }
+
+    /// Waits until the clients of a dead init's streams have read all: containerd throws away what
+    /// it has not read when it hears of the exit (`task.Delete` cancels its reads).
+    async fn deliver(&self, id: &str) {
+        let left = {
+            let mut state = self.lock();
+            let stdio = state.container_mut(id).ok().and_then(|c| c.init.stdio.as_mut());
+            let Some(stdio) = stdio.filter(|stdio| stdio.is_remote()) else { return };
+            // A terminal's output ends with it.
+            stdio.exited();
+            stdio.left()
+        };
+        if tokio::time::timeout(DRAIN_LIMIT, left).await.is_err() {
+            log::warn!("container {id:?}: its output was not read within {DRAIN_LIMIT:?}");
+        }
+    }
+
+    /// The same for one that ended while containerd was away: it connects its streams, asks for the
+    /// state twice, and then cancels its reads. Nothing is waited for with any other stdio.
+    pub async fn delivered(&self, target: &Target) {
+        let left = {
+            let state = self.lock();
+            let Ok(container) = state.container(&target.container) else { return };
+            let init = &container.init;
+            match (&target.exec, init.exited(), &init.stdio) {
+                (None, Some(_), Some(stdio)) if stdio.is_remote() => stdio.left(),
+                _ => return,
+            }
+        };
+        drop(tokio::time::timeout(STATE_LIMIT, left).await);
     }
 
     /// Kills what is left of a container whose init is dead.

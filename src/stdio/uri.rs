@@ -18,6 +18,8 @@ pub enum Stream<'a> {
     File(String),
     /// A program of the host's that reads stdout and stderr.
     Logger(Program),
+    /// An end for a client of the server at this socket, by its id.
+    Remote { socket: &'a str, id: String },
 }
 
 /// The program of `binary://` and `binary-v2://`.
@@ -45,11 +47,22 @@ impl<'a> Stream<'a> {
             }
             Some(("binary", rest)) if rest.starts_with('/') => Program::parse(rest, false),
             Some(("binary-v2", rest)) if rest.starts_with('/') => Program::parse(rest, true),
-            Some(("file" | "binary" | "binary-v2", _)) | None => {
+            Some(("ttrpc+unix", rest)) if rest.starts_with('/') => remote(rest),
+            Some(("file" | "binary" | "binary-v2" | "ttrpc+unix", _)) | None => {
                 Err(Error::invalid(format!("{uri:?} is not absolute")))
             }
             Some((scheme, _)) => Err(Error::unimplemented(format!("stdio by {scheme}://"))),
         }
+    }
+}
+
+/// `SOCKET?streaming_id=ID`.
+fn remote(rest: &str) -> Result<Stream<'_>> {
+    let (socket, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let id = query.split('&').find_map(|pair| pair.strip_prefix("streaming_id="));
+    match id.map(|id| decode(id, true)).transpose()? {
+        Some(id) if !id.is_empty() => Ok(Stream::Remote { socket, id }),
+        _ => Err(Error::invalid(format!("no streaming_id in {query:?}"))),
     }
 }
 
@@ -140,12 +153,21 @@ mod tests {
             "binary:///log?a;b",
             "binary:///bin/../tmp/x",
             "binary-v2:///bin/%2e%2e/tmp/x",
+            "ttrpc+unix:///x",
+            "ttrpc+unix:///x?streaming_id=",
+            "ttrpc+unix://x?streaming_id=1",
         ] {
             assert_eq!(Stream::parse(bad).unwrap_err().kind(), Kind::InvalidArgument, "{bad}");
         }
-        let error = Stream::parse("ttrpc+unix:///x").unwrap_err();
+        let remote = Stream::Remote { socket: "/run/a/s", id: "web-stdout".into() };
+        assert_eq!(Stream::parse("ttrpc+unix:///run/a/s?streaming_id=web-stdout").unwrap(), remote);
+        assert_eq!(
+            Stream::parse("ttrpc+unix:///run/a/s?x=y&streaming_id=web%2dstdout").unwrap(),
+            remote
+        );
+        let error = Stream::parse("grpc+vsock://3:1024?streaming_id=1").unwrap_err();
         assert_eq!(error.kind(), Kind::Unimplemented);
-        assert_eq!(error.to_string(), "stdio by ttrpc+unix:// is not supported");
+        assert_eq!(error.to_string(), "stdio by grpc+vsock:// is not supported");
     }
 
     fn program(uri: &str) -> Program {

@@ -24,6 +24,7 @@ mod seams;
 mod seccomp;
 mod seen;
 mod stdio;
+mod streams;
 mod userlocks;
 mod usernamespace;
 mod userpods;
