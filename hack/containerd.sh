@@ -9,7 +9,8 @@
 #   containerd.sh env [DIR]        lines to eval: CONTAINERD_ADDRESS, CONTAINER_RUNTIME_ENDPOINT, CRI_CONFIG_FILE, CRI_NETNS, PATH …
 #   containerd.sh run [DIR] -- COMMAND…   run a command with that environment, in those namespaces
 #
-# DIR is .tools/run. SHIM_DIR (target/release) holds containerd-shim-rs-v2; LOG_LEVEL (info) is containerd's.
+# DIR is .tools/run. SHIM_DIR (target/release) holds containerd-shim-rs-v2; LOG_LEVEL (info) is containerd's, from the next start after a stop.
+# crictl's exec, attach and port-forward need `run --`: containerd's streaming server listens in that network namespace.
 # It must never touch the machine's own containerd, network, cgroup mounts or CNI files, nor end a process that is not its own.
 set -euo pipefail
 

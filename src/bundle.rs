@@ -45,6 +45,9 @@ pub struct ContainerRecord {
     pub cgroups: Cgroups,
     /// Its rootfs on the host, where hooks want it.
     pub rootfs_mount: Option<PathBuf>,
+    /// The groups of resctrl that go with it, innermost first. Records without are older.
+    #[serde(default)]
+    pub resctrl: Vec<PathBuf>,
     /// Once it has ended.
     pub exit_status: Option<u32>,
     /// Milliseconds since 1970.

@@ -98,7 +98,9 @@ fn remove_container(bundle: &Path, record: &ContainerRecord, end: Instant) -> Re
     let mut errors = Vec::new();
     errors.extend(end_process(record.pid, record.start_time, Duration::ZERO, end).err());
     errors.extend(empty(&cgroup, end).err());
-    errors.extend(remove(&cgroup, end).err());
+    errors.extend(cgroup.remove().and_then(|ops| remove(ops, end)).err());
+    let groups = plan::remove(&record.resctrl);
+    errors.extend(groups.and_then(|plan| remove(plan.ops, end)).err());
     errors.extend(record.rootfs_mount.as_deref().and_then(|path| unmount(path).err()));
     // Without its record, what is left would never be found again.
     if errors.is_empty() {
@@ -153,9 +155,9 @@ fn empty(cgroup: &Cgroup, end: Instant) -> Result<()> {
     Ok(())
 }
 
-fn remove(cgroup: &Cgroup, end: Instant) -> Result<()> {
+fn remove(ops: Vec<Op>, end: Instant) -> Result<()> {
     let mut errors = Vec::new();
-    for op in cgroup.remove()? {
+    for op in ops {
         let Op::Rmdir { path } = op else { continue };
         let mut pause = Duration::from_millis(1);
         loop {

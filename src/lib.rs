@@ -23,6 +23,7 @@ pub mod launch;
 pub mod namespaces;
 pub mod plan;
 pub mod process;
+pub mod rdt;
 pub mod reaper;
 pub mod relay;
 pub mod sandbox;

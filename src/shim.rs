@@ -13,6 +13,7 @@ mod live;
 mod logger;
 mod oom;
 mod pod;
+mod rdt;
 mod seccomp;
 mod start;
 mod user;
@@ -65,6 +66,8 @@ pub struct Settings {
     pub config: Config,
     /// See [`IDLE_LIMIT`]; `None`: that.
     pub idle_limit: Option<Duration>,
+    /// Where resctrl is mounted; `None`: [`crate::rdt::ROOT`].
+    pub resctrl: Option<PathBuf>,
 }
 
 /// The server's whole state. See the module text.

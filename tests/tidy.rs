@@ -85,6 +85,7 @@ fn modules_import_downwards() {
         &["sandbox", "container", "process", "cleanup"],
         &[
             "launch",
+            "rdt",
             "reaper",
             "cgroup",
             "stdio",

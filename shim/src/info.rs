@@ -97,7 +97,7 @@ const MEMORY_FLAGS: [&str; 3] =
 
 /// The OCI features document. CRI reads `rro`, `user` with idmap, and no more.
 fn features() -> Value {
-    let (on, off) = (json!({"enabled": true}), json!({"enabled": false}));
+    let on = json!({"enabled": true});
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
@@ -110,7 +110,7 @@ fn features() -> Value {
             "seccomp": seccomp(),
             "apparmor": on,
             "selinux": on,
-            "intelRdt": off,
+            "intelRdt": on,
             "memoryPolicy": {"modes": MEMORY_MODES, "flags": MEMORY_FLAGS},
             "mountExtensions": {"idmap": on},
             "netDevices": on,

@@ -3,7 +3,7 @@
 //! It must never decide anything that the plan could have decided.
 
 use super::report::Call;
-use super::{At, Fail, Fd, Frozen, attributes, device, path, process, user};
+use super::{At, Fail, Fd, Frozen, attributes, copy, device, path, process, user};
 use crate::plan::{Attr, Op, Param, Slot, Target};
 use crate::sys::raw;
 
@@ -33,6 +33,7 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
         Op::BringDevice { host, ns, name, to } => device::bring(f.fd(*host)?, f.fd(*ns)?, name, to),
         Op::WriteFile { path, data } => path::write_file(path, data.to_bytes()),
         Op::Sysctl { path, value } => path::write_file(path, value.to_bytes()),
+        Op::MakeGroup { path } => raw::mkdirat(raw::CWD, path, 0o755).at(Call::Mkdirat).map(drop),
         Op::Rmdir { path } => path::rmdir(path),
         Op::Unmount { path } => path::unmount(path),
 
@@ -87,6 +88,10 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
         }
         Op::Mount { fstype, params, attr, root, target } => {
             mount(f, fstype, params, attr, *root, target)
+        }
+        Op::CopyUp { mount, root, target, mode } => {
+            let from = path::mount_point(f.fd(*root)?, target, None)?;
+            copy::tree(from.0, f.fd(*mount)?, *mode)
         }
         Op::MakeDir { root, target, mode } => path::make_dir(f.fd(*root)?, target, *mode),
         Op::MakeNode { root, target, mode, major, minor, uid, gid } => {

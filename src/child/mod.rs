@@ -13,6 +13,7 @@
 
 mod apply;
 mod attributes;
+mod copy;
 mod device;
 mod path;
 mod process;

@@ -54,7 +54,8 @@ calls! {
     Execve "execve" Seccomp "seccomp" Clone "clone" Send "sendmsg" Sigaction "rt_sigaction" Sigprocmask "rt_sigprocmask"
     Socket "socket" FindDevice "ioctl(SIOCGIFINDEX)" GetAddresses "RTM_GETADDR" MoveDevice "RTM_NEWLINK(move)"
     AddAddress "RTM_NEWADDR" SetUp "RTM_NEWLINK(up)" Fsetxattr "fsetxattr" NotProc "not a procfs" SchedSetattr "sched_setattr" SchedSetaffinity "sched_setaffinity" IoprioSet "ioprio_set"
-    Personality "personality" SetMempolicy "set_mempolicy"
+    Personality "personality" SetMempolicy "set_mempolicy" Getdents "getdents64" Readlinkat "readlinkat"
+    Sendfile "sendfile" Fchmod "fchmod" TooDeep "too many directories in each other"
     Slot "no descriptor in the slot" NotDevpts "not a devpts" NotPtmx "not a ptmx"
     InsideProc "inside a procfs" OtherNode "another file is there" OutsideRoot "outside the root" RootItself "the root itself"
 }

@@ -29,6 +29,7 @@ pub mod op;
 mod options;
 mod paths;
 mod process;
+mod rdt;
 mod rootfs;
 pub mod seccomp;
 pub mod spec;
@@ -47,6 +48,7 @@ use process::End;
 pub use process::capability_names;
 pub use process::label::Modules;
 pub use process::schedule::{Set, Shared, initial_affinity};
+pub use rdt::Rdt;
 pub use user::{IdMap, IdRange, map_file, user_namespace};
 
 /// A descriptor that the parent opens before clone and puts in a slot.
@@ -108,6 +110,8 @@ pub struct Facts {
     pub user_map: Option<IdMap>,
     /// The network namespace that the spec names by path belongs to that user namespace.
     pub user_owns_network: bool,
+    /// The groups of resctrl that every process of the container is in, from the outer to the inner.
+    pub rdt: Vec<PathBuf>,
 }
 
 /// One mount of `CreateTaskRequest.rootfs` (containerd's `types.Mount`).
@@ -208,7 +212,6 @@ impl Plan {
 pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     let Some(linux) = spec.linux() else { return Err(Error::invalid("linux is missing")) };
     let Some(process) = spec.process() else { return Err(Error::invalid("process is missing")) };
-    supported(linux)?;
     if linux.seccomp().is_some() && facts.seccomp.is_none() {
         return Err(Error::invalid("linux.seccomp has not been compiled"));
     }
@@ -224,6 +227,7 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<Plan> {
     let mut entries = mounts::resolve(spec, facts, &namespaces)?;
 
     process::join_cgroups(&mut plan, facts);
+    rdt::join(&mut plan, facts)?;
     plan.ops.push(Op::ResetAffinity);
     if namespaces.unshare != 0 {
         plan.ops.push(Op::Unshare { flags: namespaces.unshare });
@@ -322,6 +326,7 @@ pub fn exec(process: &Process, namespaces: i32, facts: &Facts) -> Result<Plan> {
     let mut plan = Plan::default();
     plan.input(Input::Report);
     process::join_cgroups_of_exec(&mut plan, process, facts)?;
+    rdt::join(&mut plan, facts)?;
     process::early(&mut plan, process, facts)?;
     let born = namespaces & CLONE_NEWPID != 0;
     process::schedule::apply(&mut plan, process, &facts.shared, born)?;
@@ -369,15 +374,6 @@ fn alone(ops: impl Iterator<Item = Result<Op>>) -> Result<Plan> {
     plan.ops = ops.collect::<Result<_>>()?;
     plan.ops.push(Op::Exit);
     Ok(plan)
-}
-
-/// Refuses by name what is not there; silence would be a container that is not as its spec says.
-fn supported(linux: &Linux) -> Result<()> {
-    let fields = [("linux.intelRdt", linux.intel_rdt().is_some())];
-    if let Some((field, _)) = fields.iter().find(|(_, given)| *given) {
-        return Err(Error::unimplemented(field));
-    }
-    Ok(())
 }
 
 /// `linux.rootfsPropagation`, as flags for the new root. Private and slave are what it is already;

@@ -65,6 +65,11 @@ pub(super) enum Kind {
         params: Vec<Param>,
         attr: Attr,
     },
+    /// A tmpfs that begins with what it covers.
+    CopyUp {
+        params: Vec<Param>,
+        attr: Attr,
+    },
     /// Not a mount, but made in between.
     Symlink {
         to: String,
@@ -114,7 +119,7 @@ fn check(entry: &Entry) -> Result<bool> {
         Kind::New { fstype, .. } => fstype == "proc",
         // A plan cannot look at the source's file system: the host's own procfs, by its name.
         Kind::Bind { source, .. } => source == Path::new("/proc"),
-        Kind::Shm { .. } | Kind::Symlink { .. } | Kind::Dev { .. } => false,
+        Kind::Shm { .. } | Kind::Symlink { .. } | Kind::Dev { .. } | Kind::CopyUp { .. } => false,
     };
     check_proc(format_args!("{}.destination", entry.field), &entry.destination, proc)
 }
@@ -126,6 +131,9 @@ fn entries(mount: &Mount, facts: &Facts, ns: &Namespaces) -> Result<Vec<(Option<
     let fstype = mount.typ().as_deref().unwrap_or_default();
     let source = mount.source().clone().unwrap_or_default();
     let mapped = ids(mount, &options, ns.user.is_some())?;
+    if options.copy_up && (options.bind.is_some() || fstype != "tmpfs") {
+        return Err(Error::invalid("options: \"tmpcopyup\" is for a tmpfs only"));
+    }
     if options.bind.is_some() || fstype == "bind" {
         let mut kind = bind(&options, &source, facts)?;
         if let Kind::Bind { ids, .. } = &mut kind {
@@ -149,6 +157,10 @@ fn entries(mount: &Mount, facts: &Facts, ns: &Namespaces) -> Result<Vec<(Option<
             let (source, attrs) = ("/sys".into(), vec![set, slave]);
             let kind = Kind::Bind { source, recursive: true, attrs, mount: None, ids: None };
             Ok(vec![(None, kind)])
+        }
+        "tmpfs" if options.copy_up => {
+            let (params, attr) = parts(&source, &options)?;
+            Ok(vec![(None, Kind::CopyUp { params, attr })])
         }
         fstype => Ok(vec![(None, new(fstype, &source, &options)?)]),
     }
@@ -202,11 +214,15 @@ pub(super) fn bind(options: &Options, source: &Path, facts: &Facts) -> Result<Ki
 }
 
 pub(super) fn new(fstype: &str, source: &Path, options: &Options) -> Result<Kind> {
+    let (params, attr) = parts(source, options)?;
+    Ok(Kind::New { fstype: fstype.into(), params, attr })
+}
+
+fn parts(source: &Path, options: &Options) -> Result<(Vec<Param>, Attr)> {
     let mut params = fs_params(options, &source.to_string_lossy())?;
     params.extend(options.params.iter().cloned());
     let propagation = options.propagation.last().map_or(0, |(flag, _)| *flag);
-    let attr = Attr { set: options.new_mount(), propagation, ..Attr::default() };
-    Ok(Kind::New { fstype: fstype.into(), params, attr })
+    Ok((params, Attr { set: options.new_mount(), propagation, ..Attr::default() }))
 }
 
 /// CRI leaves out the pod's files if it cannot find them, as after a restart of containerd. A
@@ -276,7 +292,9 @@ pub(super) fn open(plan: &mut Plan, entries: &mut [Entry], user: Option<&User>) 
                 plan.ops.push(Op::CloneTree { from, into });
                 (into, vec![Attr { propagation: MS_PRIVATE, ..Attr::default() }])
             }
-            Kind::New { .. } | Kind::Symlink { .. } | Kind::Dev { .. } => continue,
+            Kind::New { .. } | Kind::CopyUp { .. } | Kind::Symlink { .. } | Kind::Dev { .. } => {
+                continue;
+            }
         };
         let attrs = attrs.into_iter().filter(|attr| attr.set | attr.clear | attr.propagation != 0);
         plan.ops.extend(attrs.map(|attr| Op::SetAttr { mount: into, attr }));
@@ -298,7 +316,7 @@ pub(super) fn open(plan: &mut Plan, entries: &mut [Entry], user: Option<&User>) 
 pub(super) fn opened(entries: &[Entry]) -> impl Iterator<Item = Slot> {
     entries.iter().filter_map(|entry| match entry.kind {
         Kind::Bind { mount, .. } | Kind::Shm { mount } => mount,
-        Kind::New { .. } | Kind::Symlink { .. } | Kind::Dev { .. } => None,
+        Kind::New { .. } | Kind::CopyUp { .. } | Kind::Symlink { .. } | Kind::Dev { .. } => None,
     })
 }
 
@@ -317,6 +335,9 @@ pub(super) fn make_dev(
     let (params, attr) = match kind {
         Kind::Bind { .. } => return Ok(()),
         Kind::New { fstype, params, attr } if fstype == "tmpfs" => (params, attr),
+        Kind::CopyUp { .. } => {
+            return Err(Error::unimplemented("\"tmpcopyup\" on /dev in a user namespace"));
+        }
         _ => return Err(Error::unimplemented("a user namespace without a tmpfs on /dev")),
     };
     let mut given = std::mem::take(params);
@@ -382,9 +403,15 @@ pub(super) fn attach(plan: &mut Plan, entries: &[Entry], root: Slot) -> Result<V
                 if early || attr.set & MOUNT_ATTR_RDONLY == 0 {
                     plan.ops.push(Op::Mount { fstype, params, attr, root, target });
                 } else {
-                    let mount = attach_writable(plan, fstype, params, attr, root, target);
+                    let tmpfs = (fstype, params, attr);
+                    let mount = attach_writable(plan, tmpfs, root, target, false);
                     late.push(seal(mount));
                 }
+            }
+            Kind::CopyUp { params, attr } => {
+                let tmpfs = (c"tmpfs".into(), params.clone(), *attr);
+                let mount = attach_writable(plan, tmpfs, root, target, true);
+                late.extend((attr.set & MOUNT_ATTR_RDONLY != 0).then(|| seal(mount)));
             }
             Kind::Symlink { to } => {
                 let to = cstring(field, to)?;
@@ -395,18 +422,22 @@ pub(super) fn attach(plan: &mut Plan, entries: &[Entry], root: Slot) -> Result<V
     Ok(late)
 }
 
-/// Keeps a read-only mount open, and writable until its content is there.
+/// Keeps a mount open, and writable until its content is there. `copy_up`: that of the directory
+/// which it covers is part of it.
 fn attach_writable(
     plan: &mut Plan,
-    fstype: CString,
-    params: Vec<Param>,
-    attr: Attr,
+    (fstype, params, attr): (CString, Vec<Param>, Attr),
     root: Slot,
     target: super::Target,
+    copy_up: bool,
 ) -> Slot {
     let (into, source) = (plan.slot(), fstype.clone());
+    let mode = !params.iter().any(|param| param.key.as_c_str() == c"mode");
     let set = attr.set & !MOUNT_ATTR_RDONLY;
     plan.ops.push(Op::NewMount { fstype, params, attr: set, into });
+    if copy_up {
+        plan.ops.push(Op::CopyUp { mount: into, root, target: target.clone(), mode });
+    }
     if attr.propagation != 0 {
         let attr = Attr { propagation: attr.propagation, ..Attr::default() };
         plan.ops.push(Op::SetAttr { mount: into, attr });

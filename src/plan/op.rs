@@ -126,6 +126,8 @@ pub enum Op {
     WriteFile { path: CString, data: CString },
     /// Writes below `/proc/sys` through the host's procfs, which no container can cover.
     Sysctl { path: CString, value: CString },
+    /// Makes a host directory, which must not be there.
+    MakeGroup { path: CString },
     /// Removes a host directory; one that is absent is not an error. EBUSY is tried again for 1 s.
     Rmdir { path: CString },
     /// Takes a mount of the host away, lazily; what is no mount point is not an error.
@@ -163,6 +165,9 @@ pub enum Op {
     /// A new mount, attached beneath the rootfs. A `tmpfs` without a `mode` among its params gets
     /// that of the directory it covers.
     Mount { fstype: CString, params: Vec<Param>, attr: Attr, root: Slot, target: Target },
+    /// Copies what a directory beneath the rootfs has into a mount that is attached nowhere yet; with
+    /// `mode`, the mount's root gets its mode. See `child::copy`.
+    CopyUp { mount: Slot, root: Slot, target: Target, mode: bool },
     /// Makes a directory and those above it, beneath the rootfs.
     MakeDir { root: Slot, target: Target, mode: u32 },
     /// `mknodat(2)` beneath the rootfs; what is there must be the same device. Here and for

@@ -40,13 +40,15 @@ enum Meaning {
     Superblock(bool, u64),
     /// `mount -o remount`.
     Remount,
+    /// A tmpfs begins with what it covers.
+    CopyUp,
     /// In the specification, but not here.
     Unsupported,
 }
 
 use Meaning::{
-    Atime, Bind, Default, IdMapped, Propagation, Recursive, RecursiveAtime, Remount, Superblock,
-    Unsupported,
+    Atime, Bind, CopyUp, Default, IdMapped, Propagation, Recursive, RecursiveAtime, Remount,
+    Superblock, Unsupported,
 };
 
 const TABLE: &[(&str, Meaning)] = &[
@@ -111,7 +113,7 @@ const TABLE: &[(&str, Meaning)] = &[
     ("suid", Meaning::Attr(false, MOUNT_ATTR_NOSUID)),
     ("symfollow", Meaning::Attr(false, MOUNT_ATTR_NOSYMFOLLOW)),
     ("sync", Superblock(true, MS_SYNCHRONOUS)),
-    ("tmpcopyup", Unsupported),
+    ("tmpcopyup", CopyUp),
     ("unbindable", Propagation(false, MS_UNBINDABLE)),
     // Not of the specification, but of containerd's mounts.
     ("loop", Unsupported),
@@ -180,6 +182,8 @@ pub(super) struct Options {
     /// `MS_*` of the superblock.
     pub superblock: u64,
     pub remount: bool,
+    /// See [`Meaning::CopyUp`].
+    pub copy_up: bool,
     /// What the file system itself is to be told.
     pub params: Vec<Param>,
 }
@@ -213,6 +217,7 @@ impl Options {
             Superblock(true, flag) => self.superblock |= flag,
             Superblock(false, flag) => self.superblock &= !flag,
             Remount => self.remount = true,
+            CopyUp => self.copy_up = true,
             Unsupported => return Err(Error::unimplemented(format!("{option:?}"))),
         }
         Ok(())
@@ -365,6 +370,7 @@ mod tests {
         assert_eq!(parse(&["idmap"]).ids, Some(false));
         assert_eq!(parse(&["ridmap", "idmap"]).ids, Some(true));
         assert!(parse(&["remount"]).remount);
+        assert!(parse(&["tmpcopyup"]).copy_up);
         for option in ["defaults", "silent", "loud", ""] {
             assert_eq!(parse(&[option]), Options::default(), "{option:?}");
         }
@@ -402,11 +408,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_by_name() {
-        for option in ["tmpcopyup", "loop"] {
-            let error = Options::parse(&[option.to_string()]).unwrap_err();
-            assert_eq!(error.kind(), Kind::Unimplemented);
-            assert_eq!(error.to_string(), format!("{option:?} is not supported"));
-        }
+        let error = Options::parse(&["loop".to_string()]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unimplemented);
+        assert_eq!(error.to_string(), "\"loop\" is not supported");
         let error = Options::parse(&["size=1\0".to_string()]).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument);
     }

@@ -134,6 +134,9 @@ fn open_one(
     if options.remount {
         return Err(Error::unimplemented("\"remount\""));
     }
+    if options.copy_up {
+        return Err(Error::invalid("options: \"tmpcopyup\" has no meaning for a rootfs"));
+    }
     if options.bind.is_some() || mount.fstype == "bind" {
         if let Some(param) = options.params.first() {
             let text = format!("options: {:?} has no meaning for a bind mount", param.key);

@@ -23,6 +23,7 @@ use crate::launch::{self, Child};
 use crate::namespaces;
 use crate::plan::{self, Facts, Input, Op, SandboxFiles};
 use crate::process::Process;
+use crate::rdt;
 use crate::stdio::{Kind as StdioKind, Stdio};
 use crate::{sys, user};
 
@@ -103,6 +104,8 @@ impl Shim {
         let cgroups = layout.cgroups(&cgroup_path);
         let mut facts = self.facts(&request, &joined, cgroups.clone(), &spec)?;
         self.user_facts(&mut facts, &spec, &joined).await?;
+        let groups = self.rdt(&spec, &request.id)?;
+        facts.rdt = groups.as_ref().map(plan::Rdt::groups).unwrap_or_default();
         let hooks = Creation::plan(&spec, &mut facts)?;
         let plan = plan::container(&spec, &facts)?;
         let devices = plan::net_devices(&spec)?;
@@ -125,7 +128,7 @@ impl Shim {
             ..ExecBase::new(&spec, facts)
         };
         let cgroup = Cgroup::create(&cgroups, &limits)?;
-        let parts = (base, cgroup, hooks);
+        let parts = (base, cgroup, hooks, groups);
         self.launch(&request, (plan, devices), joined, fds, stdio, parts).await
     }
 
@@ -137,19 +140,26 @@ impl Shim {
         joined: Vec<Joined>,
         fds: [Option<OwnedFd>; 3],
         stdio: Stdio,
-        (base, cgroup, mut hooks): (ExecBase, Cgroup, Option<Creation>),
+        (base, cgroup, mut hooks, groups): (ExecBase, Cgroup, Option<Creation>, Option<plan::Rdt>),
     ) -> Result<u32> {
-        let record = ContainerRecord {
+        let mut record = ContainerRecord {
             version: RECORD_VERSION,
             id: request.id.clone(),
             cgroups: cgroup.cgroups().clone(),
             rootfs_mount: hooks.as_ref().and_then(Creation::rootfs_mount),
+            resctrl: groups.as_ref().map(|rdt| rdt.to_remove(false)).unwrap_or_default(),
             ..ContainerRecord::default()
         };
         let made = async {
             // On disk before there is a process that `delete` would have to find.
             self.write_server_record()?;
             record.write(home(self), &request.bundle)?;
+            if let Some(rdt) = &groups
+                && rdt::make(&self.reaper, rdt, self.resctrl()).await?
+            {
+                record.resctrl = rdt.to_remove(true);
+                record.write(home(self), &request.bundle)?;
+            }
             if let Some(hooks) = &hooks {
                 self.mount_for_hooks(hooks).await?;
             }
@@ -157,12 +167,13 @@ impl Shim {
             let inputs = (fds, &cgroup, &mut hooks);
             let init = self.park(request, (plan, devices), joined, inputs, (stdio, agent)).await?;
             let later = hooks.as_ref().and_then(Creation::later);
-            let parts = Parts { base, cgroup: cgroup.clone(), record, hooks: later };
+            let parts =
+                Parts { base, cgroup: cgroup.clone(), record: record.clone(), hooks: later };
             self.register(request, parts, init).await
         };
         let made = made.await;
         if made.is_err()
-            && let Err(error) = self.undo(request, &cgroup, hooks.as_ref()).await
+            && let Err(error) = self.undo(request, &cgroup, &record, hooks.as_ref()).await
         {
             log::warn!("after a failed create of {:?}: {error}", request.id);
         }
@@ -174,10 +185,12 @@ impl Shim {
         &self,
         request: &CreateContainer,
         cgroup: &Cgroup,
+        record: &ContainerRecord,
         hooks: Option<&Creation>,
     ) -> Result<()> {
         let mut errors = Vec::new();
         errors.extend(self.remove_cgroup(cgroup).await.err());
+        errors.extend(rdt::remove(&self.reaper, &record.resctrl).await.err());
         if let Some(hooks) = hooks {
             errors.extend(self.undo_hooks(request, hooks).await.err());
         }
@@ -238,6 +251,7 @@ impl Shim {
             seccomp,
             user_map: None,
             user_owns_network: false,
+            rdt: Vec::new(),
         })
     }
 

@@ -15,6 +15,7 @@ use crate::cgroup::Cgroup;
 use crate::container::precondition;
 use crate::error::{Doing, Error, Result};
 use crate::events::{Event, Exit};
+use crate::rdt;
 use crate::reaper::{ExitWatch, ended};
 use crate::sys;
 
@@ -236,7 +237,7 @@ impl Shim {
 
     /// Every step runs; the container stays, to be deleted again, if one fails.
     async fn take_down(&self, id: &str) -> Result<Deleted> {
-        let (stdios, cgroup, dir, hooks, mount) = {
+        let (stdios, cgroup, dir, hooks, mount, groups) = {
             let mut state = self.lock();
             let container = state.container_mut(id)?;
             let processes =
@@ -245,7 +246,8 @@ impl Shim {
             // Once, however often Delete has to be sent.
             let hooks = container.hooks.take();
             let (dir, mount) = (container.bundle.clone(), container.record.rootfs_mount.clone());
-            (stdios, container.cgroup.clone(), dir, hooks, mount)
+            let groups = container.record.resctrl.clone();
+            (stdios, container.cgroup.clone(), dir, hooks, mount, groups)
         };
         self.kill_leftovers(id, &cgroup).await;
         let end = Instant::now() + DRAIN_LIMIT;
@@ -253,10 +255,11 @@ impl Shim {
             stdio.drain(end.saturating_duration_since(Instant::now())).await;
         }
         let removed = self.remove_cgroup(&cgroup).await;
+        let ungrouped = rdt::remove(&self.reaper, &groups).await;
         if let Some(hooks) = hooks {
             self.poststop_hooks(id, &dir, &hooks, true).await;
         }
-        let steps = [removed, self.unmount_rootfs(mount.as_deref()).await];
+        let steps = [removed, ungrouped, self.unmount_rootfs(mount.as_deref()).await];
         Error::join(steps.into_iter().filter_map(Result::err).collect())?;
         // Without its record, `delete` would never find what is left.
         bundle::forget_container(home(self), id, &dir)?;

@@ -58,11 +58,13 @@ macro_rules! call {
     }};
 }
 
+mod copy;
 mod mount;
 mod network;
 mod seccomp;
 mod task;
 
+pub use copy::*;
 pub use mount::*;
 pub use network::*;
 pub use seccomp::*;

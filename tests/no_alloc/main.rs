@@ -86,6 +86,7 @@ impl Dir {
         let lines: String = (0..200).map(|n| format!("user{n}:x:{n}:0::/home/{n}:\n")).collect();
         fs::write(dir.0.join("rootfs/etc/passwd"), lines).unwrap();
         fs::write(dir.0.join("file"), "").unwrap();
+        fs::write(dir.0.join("rootfs/etc/file"), "").unwrap();
         dir
     }
 
@@ -160,9 +161,9 @@ macro_rules! kinds {
 }
 
 kinds! {
-    JoinCgroup Unshare Setns UserRoot TimeOffsets IdMap JoinKeyring OomScore WriteFile Sysctl Rmdir Unmount OpenTree TakeTree CloneTree
+    JoinCgroup Unshare Setns UserRoot TimeOffsets IdMap JoinKeyring OomScore WriteFile Sysctl MakeGroup Rmdir Unmount OpenTree TakeTree CloneTree
     SetAttr NewMount OldMount Propagate AttachRootfs OpenRootfs Attach Mount MakeDir
-    MakeNode Symlink Mask Readonly OpenPty AttachConsole Hooks Pivot Hostname Domainname Setsid
+    CopyUp MakeNode Symlink Mask Readonly OpenPty AttachConsole Hooks Pivot Hostname Domainname Setsid
     ControllingTerminal Birth LiftFds Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
     NoNewPrivs Seccomp Chdir VerifyCwd Home FindExecutable ResetSignals Ready CloseFds Exec ExecFd
     Exit ResetAffinity Affinity Scheduler IoPriority Personality MemoryPolicy Label
@@ -194,6 +195,7 @@ fn spec(dir: &Dir) -> Value {
                 "options": ["newinstance", "ptmxmode=0666"]},
             {"destination": "/vol/deep/down", "source": dir.0.join("source"),
                 "options": ["rbind", "rro", "nosuid", "rshared"]},
+            {"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["ro", "tmpcopyup"]},
             {"destination": "/a/file", "source": dir.0.join("file"), "options": ["bind", "ro"]}
         ],
         "linux": {
@@ -299,6 +301,8 @@ fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
         Op::CloneTree { from: one, into: two },
         Op::WriteFile { path: dir.path("file"), data: c"x".into() },
         Op::LiftFds { above: 64 },
+        Op::MakeGroup { path: dir.path("source/group") },
+        Op::Rmdir { path: dir.path("source/group") },
         Op::Rmdir { path: dir.path("absent") },
         Op::Unmount { path: dir.path("cgroup") },
         Op::Unmount { path: dir.path("absent") },

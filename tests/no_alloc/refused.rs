@@ -20,6 +20,7 @@ pub fn refused_on_the_host(dir: &Dir) -> Vec<(Op, &'static str)> {
         (Op::OomScore { adj: 2000 }, "write: EINVAL"),
         (Op::WriteFile { path: bad.clone(), data: c"".into() }, "open: ENOTDIR"),
         (Op::Sysctl { path: bad.clone(), value: c"".into() }, "open: ENOTDIR"),
+        (Op::MakeGroup { path: dir.path("file") }, "mkdirat: EEXIST"),
         (Op::Rmdir { path: dir.path("file") }, "rmdir: ENOTDIR"),
         (Op::Unmount { path: bad.clone() }, "umount2: ENOTDIR"),
         (Op::TakeTree { path: bad.clone(), into: none }, "open_tree: ENOTDIR"),
@@ -111,6 +112,23 @@ pub fn refused_inside() -> Vec<(Op, &'static str)> {
                 label: None,
             },
             slot,
+        ),
+        (
+            Op::CopyUp { mount: none, root, target: target("source", Missing::Fail), mode: true },
+            slot,
+        ),
+        (
+            Op::CopyUp { mount: root, root, target: target(".", Missing::Fail), mode: true },
+            "the root itself: EBUSY",
+        ),
+        (
+            Op::CopyUp {
+                mount: root,
+                root,
+                target: target("rootfs/etc", Missing::Fail),
+                mode: true,
+            },
+            "open: EEXIST",
         ),
         (Op::Readonly { root: none, target: target("file", Missing::Fail) }, slot),
         (Op::OpenPty { root, into: none, size: None, owner: 0 }, "openat2: ENOENT"),

@@ -4,6 +4,7 @@
 mod alone;
 mod attacks;
 mod bad;
+mod copyup;
 mod devices;
 mod fields;
 mod holder;
@@ -18,6 +19,7 @@ mod numbers;
 mod oom;
 mod options;
 mod pod;
+mod rdt;
 mod rounds;
 mod sandbox;
 mod seams;

@@ -134,15 +134,19 @@ fn refusals() {
             json!({"destination": "/a", "source": "/b", "options": ["bind", "idmap"]}),
             "mounts[0]: \"idmap\" without mappings, and without a user namespace",
         ),
+        (
+            json!({"destination": "/a", "source": "/b", "options": ["bind", "tmpcopyup"]}),
+            "mounts[0]: options: \"tmpcopyup\" is for a tmpfs only",
+        ),
+        (
+            json!({"destination": "/a", "type": "mqueue", "options": ["tmpcopyup"]}),
+            "mounts[0]: options: \"tmpcopyup\" is for a tmpfs only",
+        ),
     ] {
         let error = ops(json!([mount])).unwrap_err();
         assert_eq!((error.to_string().as_str(), error.kind()), (want, ErrorKind::InvalidArgument));
     }
     for (mount, want) in [
-        (
-            json!({"destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"]}),
-            "mounts[0]: options: \"tmpcopyup\" is not supported",
-        ),
         (
             json!({"destination": "/a", "type": "tmpfs", "options": ["remount"]}),
             "mounts[0]: options: \"remount\" of a file system is not supported",

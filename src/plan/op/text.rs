@@ -131,6 +131,7 @@ impl fmt::Display for Op {
             }
             Op::WriteFile { path, data } => write!(f, "write {data:?} to {path:?}"),
             Op::Sysctl { path, value } => write!(f, "sysctl {path:?} = {value:?}"),
+            Op::MakeGroup { path } => write!(f, "mkdir {path:?}"),
             Op::Rmdir { path } => write!(f, "rmdir {path:?}"),
             Op::Unmount { path } => write!(f, "unmount {path:?}"),
             Op::TakeTree { path, into } => write!(f, "take tree {path:?} -> {into}"),
@@ -163,6 +164,9 @@ impl fmt::Display for Op {
             }
             Op::Mount { fstype, params, attr, target, .. } => {
                 write!(f, "mount {} on {target}{attr}{}", fstype.to_string_lossy(), Params(params))
+            }
+            Op::CopyUp { mount, target, mode, .. } => {
+                write!(f, "copy {target} into {mount}{}", if *mode { " with its mode" } else { "" })
             }
             Op::MakeDir { target, mode, .. } => write!(f, "mkdir {target} {mode:#o}"),
             Op::MakeNode { target, mode, major, minor, uid, gid, .. } => {
