@@ -404,15 +404,18 @@ fn step_error(plan: &Plan, op: u16, call: Call, errno: Errno) -> Error {
         }
         (Some(op), _) => match not_run(op, errno) {
             Some(words) => {
+                let name = plan.args.first().map(|name| name.to_string_lossy().into_owned());
+                let name = name.unwrap_or_default();
                 // A hook's first argument may be any text.
-                let name = match op {
+                let path = match op {
                     Op::FindExecutable { candidates } if candidates.len() == 1 => {
                         candidates.first()
                     }
-                    _ => plan.args.first(),
+                    _ => None,
                 };
-                let name = name.map(|name| name.to_string_lossy().into_owned());
-                Error::sys(format!("{:?}: {words}", name.unwrap_or_default()), errno)
+                let path = path.map(|path| path.to_string_lossy().into_owned());
+                let name = path.filter(|path| !path.ends_with(&name)).unwrap_or(name);
+                Error::sys(format!("{name:?}: {words}"), errno)
             }
             None => error,
         },

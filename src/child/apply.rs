@@ -169,6 +169,13 @@ fn close_fds(f: &mut Frozen<'_>) -> Result<(), Fail> {
         Op::ExecFd { exe } => Some(*exe),
         _ => None,
     });
+    // The limit of open files may leave no number free before.
+    for (slot, fd) in f.slots.iter().enumerate() {
+        let kept = [Some(f.report), exe].iter().flatten().any(|kept| usize::from(kept.0) == slot);
+        if *fd > 2 && !kept {
+            raw::close(*fd);
+        }
+    }
     let report = raw::dup_above(f.fd(f.report)?, 5).at(Call::Dup3)?;
     if let Some(exe) = exe {
         let from = raw::dup_above(f.fd(exe)?, 5).at(Call::Dup3)?;

@@ -168,7 +168,8 @@ pub(super) fn run(
     if process.no_new_privileges() == Some(true) {
         plan.ops.push(Op::NoNewPrivs);
     }
-    plan.ops.extend([Op::FindExecutable { candidates }, Op::CloseFds]);
+    // The limit of open files may be below what is open until here.
+    plan.ops.extend([Op::CloseFds, Op::FindExecutable { candidates }]);
     Ok(())
 }
 

@@ -89,7 +89,8 @@ fn they_stay_from_create_until_delete() {
         pod.start("c", "").await.unwrap();
         assert_eq!(pod.wait("c", "").await.unwrap().status, 3);
         let stopped = pod.shim.stats("c").unwrap();
-        assert!(used(&stopped).0 > created.0 && used(&stopped).1 > created.1);
+        // The kernel adds page faults up when it has time.
+        assert!(used(&stopped).0 > created.0 && used(&stopped).1 >= created.1);
         assert_eq!(stopped.pids.unwrap().current, 0);
         pod.delete("c", "").await.unwrap();
         assert_eq!(pod.shim.stats("c").unwrap_err().kind(), Kind::NotFound);

@@ -47,6 +47,8 @@ impl Pod {
             namespace: "rs-test".into(),
             id: "home".into(),
             bundle: home,
+            // Nobody's real one: see rdt.rs.
+            resctrl: Some(dir.join("resctrl")),
             ..Settings::default()
         };
         Pod { shim: Shim::new(settings), dir, ids: BTreeMap::new() }

@@ -42,7 +42,7 @@ fn schemata_are_one_write() {
     assert_eq!(all.schemata, "L3:0=f;1=f\nMB:0=20\nL2:0=3\nL3CODE:0=1\n");
     let plan = all.limit().unwrap().unwrap().to_string();
     let write = r#"write "L3:0=f;1=f\nMB:0=20\nL2:0=3\nL3CODE:0=1\n" to "/r/web/schemata""#;
-    assert!(plan.contains(&format!("  0 {write}\n  1 exit")), "{plan}");
+    assert!(plan.contains(&format!("  1 {write}\n  2 exit")), "{plan}");
     assert_eq!(
         rdt(json!({"l3CacheSchema": "L3:0=f\nMB:0=1"})).unwrap().schemata,
         "L3:0=f\nMB:0=1\n"
