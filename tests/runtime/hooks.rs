@@ -32,14 +32,15 @@ pub fn hook(spec: Value, kind: &str, hook: Value) -> Value {
     with(spec, &format!("/hooks/{kind}"), json!([hook]))
 }
 
-/// Says where it is and what it was told.
+/// Says where it is and what it was told, in one write: the program writes to the same file.
 fn tell(kind: &str, file: &Path) -> Value {
     let kinds = NAMESPACES.join(" ");
     let text = format!(
-        "read -r state; {{ printf '{kind}\\t%s\\t%s\\t' \"$state\" \"$(pwd)\"; \
+        "read -r state; line=$(printf '{kind}\\t%s\\t%s\\t' \"$state\" \"$(pwd)\"; \
          for n in {kinds}; do readlink /proc/self/ns/$n; done | tr '\\n' ' '; \
          printf '\\t'; tr '\\0' ' ' < /proc/self/environ; \
-         printf '\\t'; grep -h CapEff /proc/self/status; }} >> {}",
+         printf '\\t'; grep -h CapEff /proc/self/status); \
+         printf '%s\\n' \"$line\" >> {}",
         file.display()
     );
     let mut hook = script(&text);
