@@ -88,7 +88,8 @@ for name in CARGO_HOME RUSTUP_HOME SHIM_DIR LOG_LEVEL; do [[ ! -v $name ]] || de
 sed -i 's/^declare -[^ ]*/export/' "$run/environment"
 initramfs
 share
-timeout --foreground -k 5 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" -nodefaults -no-user-config -display none -no-reboot \
+# Without cx16: the flags after that instruction are wrong in QEMU 7.2, and kernels from 6.12 on crash of it.
+timeout --foreground -k 5 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,-cx16 -smp 2 -m "$memory" -nodefaults -no-user-config -display none -no-reboot \
 	-object "memory-backend-memfd,id=ram,size=${memory}M,share=on" -numa node,memdev=ram \
 	-chardev "socket,id=fs,path=$run/fs.sock" -device vhost-user-fs-pci,chardev=fs,tag=host \
 	-device virtio-serial-pci -chardev file,id=out,path=/dev/stdout,append=on -device virtserialport,chardev=out,name=out \
