@@ -73,7 +73,7 @@ config() {
 		  config_path = '$dir/registries'
 		[plugins.'io.containerd.cri.v1.runtime']
 		  restrict_oom_score_adj = true
-		  disable_apparmor = true
+		  disable_apparmor = $(apparmor && echo false || echo true)
 		  netns_mounts_under_state_dir = true
 		  drain_exec_sync_io_timeout = '10s'
 		  cdi_spec_dirs = []
@@ -98,6 +98,8 @@ config() {
 		[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
 		  BinaryName = '$tools/bin/runc'
 		  Root = '$dir/state/runc'
+		  # The kubelet asks for the driver, and critest does as it: that of the host.
+		  SystemdCgroup = $([[ -d /run/systemd/system ]] && echo true || echo false)
 	EOF
 	# Whatever registry an image's name has, registry.sh's is asked; there is no way out of our network namespace.
 	mkdir -p "$dir/registries/_default"
@@ -112,6 +114,11 @@ config() {
 		    "ipam": { "type": "host-local", "dataDir": "$dir/cni/ipam", "ranges": [[{ "subnet": "10.209.0.0/16" }]] } },
 		  { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true } ] }
 	EOF
+}
+
+# Whether containerd can load its default profile: the kernel has AppArmor, and its parser is there.
+apparmor() {
+	[[ $(cat /sys/module/apparmor/parameters/enabled 2>/dev/null) == Y && -d /sys/kernel/security/apparmor ]] && command -v apparmor_parser >/dev/null
 }
 
 # overlayfs, where DIR's file system can hold an upper directory.

@@ -24,6 +24,9 @@ done
 ip link set lo up
 hostname vm
 for module in overlay veth bridge br_netfilter; do modprobe "$module" 2>/dev/null; done
+# critest loads its AppArmor profiles by it; everybody is root here.
+printf '#!/bin/sh\nexec "$@"\n' >/usr/local/bin/sudo
+chmod +x /usr/local/bin/sudo
 
 bash "$run/command" </dev/null >/run/vm/out 2>&1
 status=$?
