@@ -88,11 +88,14 @@ for name in CARGO_HOME RUSTUP_HOME SHIM_DIR LOG_LEVEL; do [[ ! -v $name ]] || de
 sed -i 's/^declare -[^ ]*/export/' "$run/environment"
 initramfs
 share
+# Through a pipe: a regular file would be opened anew, with a position of its own.
+exec 3> >(exec cat)
+printer=$!
 # Without cx16: the flags after that instruction are wrong in QEMU 7.2, and kernels from 6.12 on crash of it.
 timeout --foreground -k 5 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,-cx16 -smp 2 -m "$memory" -nodefaults -no-user-config -display none -no-reboot \
 	-object "memory-backend-memfd,id=ram,size=${memory}M,share=on" -numa node,memdev=ram \
 	-chardev "socket,id=fs,path=$run/fs.sock" -device vhost-user-fs-pci,chardev=fs,tag=host \
-	-device virtio-serial-pci -chardev file,id=out,path=/dev/stdout,append=on -device virtserialport,chardev=out,name=out \
+	-device virtio-serial-pci -chardev file,id=out,path=/dev/fd/3 -device virtserialport,chardev=out,name=out \
 	-chardev "file,id=reports,path=$run/reports.tar" -device virtserialport,chardev=reports,name=reports \
 	-chardev "file,id=status,path=$run/status" -device virtserialport,chardev=status,name=status \
 	-serial "file:$run/console.log" -device virtio-rng-pci \
@@ -100,8 +103,10 @@ timeout --foreground -k 5 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi 
 	-append "console=ttyS0 quiet panic=-1 apparmor=1 security=apparmor systemd.unified_cgroup_hierarchy=1 systemd.show_status=no \
 vm.repo=$repo vm.kernel=$kernel vm.run=$run vm.init=$init" </dev/null &
 emulator=$!
+exec 3>&-
 ended=0
 wait "$emulator" || ended=$?
+wait "$printer"
 ((ended != 124)) || echo "vm: it did not end in $seconds s" >&2
 cp "$run/console.log" "$repo/.tools/reports/vm-console.log" 2>/dev/null || true
 status=$(cat "$run/status" 2>/dev/null || true)
