@@ -7,7 +7,7 @@ pub mod files;
 mod start;
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -284,10 +284,18 @@ impl Sandbox {
 }
 
 impl Ready {
-    /// The pod's `/dev/shm`, for a child to clone.
+    /// Whether the pod has its own `/dev/shm`.
+    pub fn has_shm(&self) -> bool {
+        self.shm.is_some()
+    }
+
+    /// A copy of the pod's `/dev/shm`, attached nowhere.
     pub fn shm(&self) -> Result<Option<OwnedFd>> {
-        let dup = |shm: &Shm| shm.mount.try_clone().doing(|| "dup(/dev/shm)");
-        self.shm.as_ref().map(dup).transpose()
+        let copy = |shm: &Shm| {
+            let copy = sys::mount::clone_mount(shm.mount.as_fd());
+            copy.doing(|| "open_tree(/dev/shm of the pod, OPEN_TREE_CLONE)")
+        };
+        self.shm.as_ref().map(copy).transpose()
     }
 
     /// Takes everything down; every step runs, and the namespaces are left whatever hangs in them.

@@ -48,10 +48,6 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
             let fd = raw::clone_tree(raw::CWD, path, true).at(Call::OpenTree)?;
             f.fill(*into, fd)
         }
-        Op::CloneTree { from, into } => {
-            let fd = raw::clone_tree(f.fd(*from)?, c"", false).at(Call::OpenTree)?;
-            f.fill(*into, fd)
-        }
         Op::SetAttr { mount, attr } => set_attr(f.fd(*mount)?, attr),
         Op::IdMap { mount, user, recursive } => {
             let (mount, user) = (f.fd(*mount)?, f.fd(*user)?);

@@ -68,7 +68,8 @@ pub enum Input {
     HostNamespace(i32),
     /// A user namespace with the mappings of this index in [`Plan::users`].
     User(usize),
-    /// The pod's `/dev/shm`, a detached tmpfs.
+    /// A copy of the pod's `/dev/shm` for this container, attached nowhere: a child in a mount
+    /// namespace of its own could not make it before kernel 6.15.
     SandboxShm,
     /// An executable file.
     Executable,

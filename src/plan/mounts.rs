@@ -287,9 +287,7 @@ pub(super) fn open(plan: &mut Plan, entries: &mut [Entry], user: Option<&User>) 
                 (into, attrs)
             }
             Kind::Shm { mount } => {
-                let from = plan.input(Input::SandboxShm);
-                let into = *mount.insert(plan.slot());
-                plan.ops.push(Op::CloneTree { from, into });
+                let into = *mount.insert(plan.input(Input::SandboxShm));
                 (into, vec![Attr { propagation: MS_PRIVATE, ..Attr::default() }])
             }
             Kind::New { .. } | Kind::CopyUp { .. } | Kind::Symlink { .. } | Kind::Dev { .. } => {

@@ -137,8 +137,6 @@ pub enum Op {
     OpenTree { source: CString, into: Slot, recursive: bool },
     /// The same, with all beneath, of a mount of our own in place of the one that is in `into`.
     TakeTree { path: CString, into: Slot },
-    /// The same of a mount that is already open, attached or not.
-    CloneTree { from: Slot, into: Slot },
     /// `mount_setattr(2)` on a mount by fd.
     SetAttr { mount: Slot, attr: Attr },
     /// `mount_setattr(MOUNT_ATTR_IDMAP)` of an open mount that is attached nowhere yet.

@@ -134,8 +134,10 @@ fn make_shm(bundle: &Path, (uid, gid): (u32, u32)) -> Result<Shm> {
     let attr = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     let mount =
         sys::mount::new_mount(c"tmpfs", &params, attr).doing(|| "mount tmpfs for /dev/shm")?;
-    if sys::mount::clone_mount(mount.as_fd()).is_ok() {
-        return Ok(Shm { mount, attached: None });
+    match sys::mount::clone_mount(mount.as_fd()) {
+        Ok(_) => return Ok(Shm { mount, attached: None }),
+        Err(nix::errno::Errno::EINVAL) => {}
+        Err(errno) => return Err(Error::sys("open_tree(/dev/shm, OPEN_TREE_CLONE)", errno)),
     }
     let path = bundle.join("shm");
     std::fs::create_dir_all(&path).doing(|| format!("mkdir {path:?}"))?;

@@ -228,7 +228,7 @@ impl Shim {
         let sandbox = state.sandbox.as_ref().and_then(|sandbox| Some((sandbox, sandbox.ready()?)));
         let sandbox = match sandbox {
             Some((sandbox, ready)) => {
-                Some(SandboxFiles { dir: sandbox.files(), shm: ready.shm()?.is_some() })
+                Some(SandboxFiles { dir: sandbox.files(), shm: ready.has_shm() })
             }
             None => None,
         };

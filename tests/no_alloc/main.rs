@@ -161,7 +161,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    JoinCgroup Unshare Setns UserRoot TimeOffsets IdMap JoinKeyring OomScore WriteFile Sysctl MakeGroup Rmdir Unmount OpenTree TakeTree CloneTree
+    JoinCgroup Unshare Setns UserRoot TimeOffsets IdMap JoinKeyring OomScore WriteFile Sysctl MakeGroup Rmdir Unmount OpenTree TakeTree
     SetAttr NewMount OldMount Propagate AttachRootfs OpenRootfs Attach Mount MakeDir
     CopyUp MakeNode Symlink Mask Readonly OpenPty AttachConsole Hooks Pivot Hostname Domainname Setsid
     ControllingTerminal Birth LiftFds Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
@@ -298,7 +298,6 @@ fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
         Op::FileLabel { mount: one, label: c"x".into() },
         Op::SetAttr { mount: one, attr },
         Op::AttachRootfs { mount: one, path: dir.path("cgroup") },
-        Op::CloneTree { from: one, into: two },
         Op::WriteFile { path: dir.path("file"), data: c"x".into() },
         Op::LiftFds { above: 64 },
         Op::MakeGroup { path: dir.path("source/group") },

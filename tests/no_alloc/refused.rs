@@ -25,7 +25,6 @@ pub fn refused_on_the_host(dir: &Dir) -> Vec<(Op, &'static str)> {
         (Op::Unmount { path: bad.clone() }, "umount2: ENOTDIR"),
         (Op::TakeTree { path: bad.clone(), into: none }, "open_tree: ENOTDIR"),
         (Op::OpenTree { source: bad.clone(), into: none, recursive: true }, "open_tree: ENOTDIR"),
-        (Op::CloneTree { from: none, into: none }, slot),
         (Op::SetAttr { mount: root, attr }, "mount_setattr: EINVAL"),
         (
             Op::NewMount { fstype: fstype.clone(), params: vec![], attr: 0, into: none },

@@ -21,7 +21,6 @@ fn slots(op: &Op) -> (Vec<Slot>, Vec<Slot>) {
         Op::OpenTree { into, .. } | Op::NewMount { into, .. } | Op::OpenRootfs { into, .. } => {
             (vec![], vec![*into])
         }
-        Op::CloneTree { from, into } => (vec![*from], vec![*into]),
         Op::TakeTree { into, .. } => (vec![], vec![*into]),
         Op::IdMap { mount, user, .. } => (vec![*mount, *user], vec![]),
         Op::SetAttr { mount, .. } | Op::AttachRootfs { mount, .. } => (vec![*mount], vec![]),
@@ -86,7 +85,7 @@ fn before(name: &str, plan: &Plan, first: impl Fn(&Op) -> bool, second: impl Fn(
 #[test]
 fn host_paths_are_opened_before_anything_else_is_done_to_mounts() {
     for (name, plan) in &all() {
-        let opens = |op: &Op| matches!(op, Op::OpenTree { .. } | Op::CloneTree { .. });
+        let opens = |op: &Op| matches!(op, Op::OpenTree { .. });
         before(name, plan, opens, |op| matches!(op, Op::Propagate { .. }));
         before(name, plan, |op| matches!(op, Op::JoinCgroup { .. }), opens);
         before(
@@ -110,22 +109,30 @@ fn host_paths_are_opened_before_anything_else_is_done_to_mounts() {
     }
 }
 
+/// The trees of the host: where each is opened, in which slot, and whether with all beneath.
+fn trees(plan: &Plan) -> Vec<(usize, Slot, bool)> {
+    let shm = plan.inputs.iter().filter(|(input, _)| *input == Input::SandboxShm);
+    let opened = plan.ops.iter().enumerate().filter_map(|(at, op)| match op {
+        Op::OpenTree { into, recursive, .. } => Some((at, *into, *recursive)),
+        _ => None,
+    });
+    shm.map(|(_, slot)| (0, *slot, false)).chain(opened).collect()
+}
+
 #[test]
 fn every_open_tree_says_how_it_propagates_before_it_is_attached() {
     for (name, plan) in all() {
-        for (at, op) in plan.ops.iter().enumerate() {
-            let (Op::OpenTree { into, .. } | Op::CloneTree { into, .. }) = op else { continue };
-            let recursive = matches!(op, Op::OpenTree { recursive: true, .. });
+        for (at, into, recursive) in trees(&plan) {
             let says = |op: &&Op| {
                 matches!(op, Op::SetAttr { mount, attr }
-                    if mount == into && attr.propagation != 0 && (attr.recursive || !recursive))
+                    if *mount == into && attr.propagation != 0 && (attr.recursive || !recursive))
             };
             let attached = |op: &&Op| match op {
-                Op::Attach { mount, .. } | Op::AttachRootfs { mount, .. } => mount == into,
+                Op::Attach { mount, .. } | Op::AttachRootfs { mount, .. } => *mount == into,
                 _ => false,
             };
             let next = plan.ops[at..].iter().find(|op| says(op) || attached(op));
-            assert!(next.is_some_and(|op| says(&op)), "{name}: {op}");
+            assert!(next.is_some_and(|op| says(&op)), "{name}: {into}");
         }
     }
 }
@@ -326,16 +333,15 @@ fn in_a_user_namespace_the_hosts_trees_are_taken_from_a_copy() {
         let enters = |op: &Op| matches!(op, Op::Setns { flags, .. } if flags & user != 0);
         let Some(enter) = places(&plan, enters).first().copied() else { continue };
         let inside = &plan.ops[enter..];
-        for op in &plan.ops[..enter] {
-            let (Op::OpenTree { into, .. } | Op::CloneTree { into, .. }) = op else { continue };
+        for (_, into, _) in trees(&plan).into_iter().filter(|(at, ..)| *at < enter) {
             let attaches = |op: &Op| match op {
-                Op::Attach { mount, .. } | Op::AttachRootfs { mount, .. } => mount == into,
+                Op::Attach { mount, .. } | Op::AttachRootfs { mount, .. } => *mount == into,
                 _ => false,
             };
             let Some(attached) = inside.iter().position(attaches) else { continue };
-            let taken = |op: &Op| matches!(op, Op::TakeTree { into: slot, .. } if slot == into);
+            let taken = |op: &Op| matches!(op, Op::TakeTree { into: slot, .. } if *slot == into);
             let taken = inside.iter().position(taken);
-            assert!(taken.is_some_and(|taken| taken < attached), "{name}: {op}");
+            assert!(taken.is_some_and(|taken| taken < attached), "{name}: {into}");
             seen += 1;
         }
     }

@@ -142,7 +142,6 @@ impl fmt::Display for Op {
                     if *recursive { " recursive" } else { "" }
                 )
             }
-            Op::CloneTree { from, into } => write!(f, "clone tree {from} -> {into}"),
             Op::SetAttr { mount, attr } => write!(f, "set attributes of {mount}{attr}"),
             Op::IdMap { mount, user, recursive } => {
                 let how = if *recursive { " recursive" } else { "" };

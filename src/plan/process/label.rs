@@ -118,7 +118,7 @@ pub(in crate::plan) fn mounts(
 fn push_early(plan: &mut Plan, op: Op, label: &CString) {
     let shm = |slot: Slot| plan.inputs.contains(&(Input::SandboxShm, slot));
     let mount = match &op {
-        Op::CloneTree { from, into } if shm(*from) => Some(*into),
+        Op::SetAttr { mount, .. } if shm(*mount) => Some(*mount),
         _ => None,
     };
     plan.ops.push(op);
