@@ -226,12 +226,10 @@ impl Shim {
         let seccomp = self.filter(&request.id, spec)?;
         let state = self.lock();
         let sandbox = state.sandbox.as_ref().and_then(|sandbox| Some((sandbox, sandbox.ready()?)));
-        let sandbox = match sandbox {
-            Some((sandbox, ready)) => {
-                Some(SandboxFiles { dir: sandbox.files(), shm: ready.has_shm() })
-            }
-            None => None,
-        };
+        let sandbox = sandbox.map(|(sandbox, ready)| SandboxFiles {
+            dir: sandbox.files(),
+            shm: ready.has_shm(),
+        });
         Ok(Facts {
             bundle: request.bundle.clone(),
             rootfs: request.rootfs.clone(),

@@ -275,7 +275,7 @@ fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
     plan.slots = 1;
     let procs = plan.input(Input::CgroupProcs(0));
     let ns = plan.input(Input::Namespace(0));
-    let [one, two] = [plan.slot(), plan.slot()];
+    let one = plan.slot();
     plan.ops = vec![
         Op::Affinity { cpus: Set(vec![1]) },
         Op::JoinCgroup { procs },
