@@ -81,6 +81,12 @@ impl Error {
         self
     }
 
+    /// Puts a circumstance that may be the reason behind it.
+    pub fn because(mut self, reason: impl fmt::Display) -> Self {
+        self.text = format!("{} ({reason})", self.text);
+        self
+    }
+
     /// What a caller can do about it.
     pub fn kind(&self) -> Kind {
         self.kind

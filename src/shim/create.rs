@@ -10,7 +10,7 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 
 use super::hooks::Creation;
-use super::host::Host;
+use super::host::{Host, refused};
 use super::{Shim, exit, home, oom};
 use crate::agent::Agent;
 use crate::api::{CreateContainer, Target};
@@ -83,7 +83,7 @@ impl Shim {
         let result = self.make(request).await;
         drop(creating);
         self.rest();
-        result.doing(|| format!("create container {id:?}"))
+        result.map_err(refused).doing(|| format!("create container {id:?}"))
     }
 
     async fn make(self: &Arc<Self>, request: CreateContainer) -> Result<u32> {
@@ -226,10 +226,8 @@ impl Shim {
         let seccomp = self.filter(&request.id, spec)?;
         let state = self.lock();
         let sandbox = state.sandbox.as_ref().and_then(|sandbox| Some((sandbox, sandbox.ready()?)));
-        let sandbox = sandbox.map(|(sandbox, ready)| SandboxFiles {
-            dir: sandbox.files(),
-            shm: ready.has_shm(),
-        });
+        let sandbox = sandbox
+            .map(|(sandbox, ready)| SandboxFiles { dir: sandbox.files(), shm: ready.has_shm() });
         Ok(Facts {
             bundle: request.bundle.clone(),
             rootfs: request.rootfs.clone(),

@@ -5,6 +5,8 @@
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use nix::errno::Errno;
+
 use crate::error::{Doing, Error, Kind, Result};
 use crate::{plan, sys};
 
@@ -41,8 +43,35 @@ fn modules() -> plan::Modules {
     let label = label.trim_end_matches(['\0', '\n']);
     plan::Modules {
         apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
+        confined: own_profile().is_some(),
         selinux: mounted && !["", "kernel"].contains(&label),
     }
+}
+
+/// AppArmor's profile of the shim, if it is confined. The older file is that of all modules.
+fn own_profile() -> Option<String> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let enabled = read("/sys/module/apparmor/parameters/enabled")?;
+    let profile = read("/proc/thread-self/attr/apparmor/current")
+        .or_else(|| read("/proc/thread-self/attr/current"))?;
+    let profile = profile.trim_end_matches(['\0', '\n']);
+    let confined = enabled.starts_with('Y') && !["", "unconfined"].contains(&profile);
+    confined.then(|| profile.to_owned())
+}
+
+/// What may be the reason that root was refused something, told beside the refusal: nobody who reads
+/// `EPERM` thinks of the profile that the whole node agent runs under.
+pub(super) fn refused(error: Error) -> Error {
+    if !matches!(error.errno(), Some(Errno::EPERM | Errno::EACCES)) {
+        return error;
+    }
+    let profile = own_profile().map(|name| format!("AppArmor confines the shim as {name:?}"));
+    // `none [integrity] confidentiality`: kernel_lockdown(7).
+    let lockdown = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    let mode = lockdown.split(['[', ']']).nth(1).filter(|mode| *mode != "none");
+    let lockdown = mode.map(|mode| format!("the kernel's lockdown is {mode:?}"));
+    let reasons: Vec<String> = profile.into_iter().chain(lockdown).collect();
+    if reasons.is_empty() { error } else { error.because(reasons.join(", ")) }
 }
 
 /// Whether overlay takes `lowerdir+`: an older one says no only when the mount is made.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Shim;
+use super::host::refused;
 use crate::api::Target;
 use crate::error::{Doing, Error, Result};
 use crate::events::{Event, Exit};
@@ -53,7 +54,7 @@ impl Shim {
         };
         self.changed.notify_waiters();
         self.rest();
-        result.doing(name)
+        result.map_err(refused).doing(name)
     }
 
     /// Start is done: the state, and the event before any exit of the process is published.

@@ -112,7 +112,11 @@ fn facts(value: &Value) -> Facts {
         keyring: string(value, "keyring"),
         terminal: yes(value, "terminal"),
         seccomp: None,
-        modules: Modules { apparmor: yes(value, "apparmor"), selinux: yes(value, "selinux") },
+        modules: Modules {
+            apparmor: yes(value, "apparmor"),
+            confined: yes(value, "confined"),
+            selinux: yes(value, "selinux"),
+        },
         shared: shared(value),
         user_owns_network: yes(value, "userOwnsNetwork"),
         rdt: strings(value, "rdt").into_iter().map(PathBuf::from).collect(),

@@ -2,6 +2,7 @@
 //! (`alone`) which must leave the machine as it was. Needs root and a static busybox.
 
 mod alone;
+mod apparmor;
 mod attacks;
 mod bad;
 mod copyup;

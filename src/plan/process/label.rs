@@ -14,6 +14,8 @@ use crate::error::{Error, Kind, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Modules {
     pub apparmor: bool,
+    /// AppArmor confines the shim itself: it runs inside somebody's container.
+    pub confined: bool,
     pub selinux: bool,
 }
 
@@ -44,8 +46,19 @@ pub(in crate::plan) fn program(plan: &mut Plan, process: &Process, facts: &Facts
     if let Some(profile) = given(process.apparmor_profile()) {
         let field = "process.apparmorProfile";
         if facts.modules.apparmor {
+            // With no-new-privileges a confined process may get more restrictions, but no others:
+            // the profile comes on top of the shim's (apparmor_bprm_creds_for_exec, since 4.17).
+            let nested = facts.modules.confined && process.no_new_privileges().unwrap_or(false);
+            if nested && profile == "unconfined" {
+                let text = format!(
+                    "{field} \"unconfined\": AppArmor confines the shim, and with \
+                     process.noNewPrivileges nothing sheds its profile"
+                );
+                return Err(Error::new(Kind::FailedPrecondition, text));
+            }
+            let verb = if nested { "stack" } else { "exec" };
             // Even `unconfined`: the shim itself may be confined.
-            let text = cstring(field, &format!("exec {profile}"))?;
+            let text = cstring(field, &format!("{verb} {profile}"))?;
             let files = ["thread-self/attr/apparmor/exec", "thread-self/attr/exec"];
             let files = files.iter().map(|file| cstring(field, file)).collect::<Result<_>>()?;
             plan.ops.push(Op::Label { files, text });
