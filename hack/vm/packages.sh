@@ -2,10 +2,10 @@
 # It must never install a package that has a service or a kernel on this machine: those are unpacked beneath .tools/vm.
 # shellcheck shell=bash
 
-# The emulator and what an initramfs is made with.
+# The emulator, what an initramfs is made with, and what runs in the guest: nothing of it starts anything on this machine.
 install_emulator() {
 	local missing=() pair
-	for pair in qemu-system-x86_64:qemu-system-x86 cpio:cpio; do
+	for pair in qemu-system-x86_64:qemu-system-x86 cpio:cpio xz:xz-utils mkfs.ext4:e2fsprogs dbus-daemon:dbus systemctl:systemd; do
 		command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 	done
 	[[ -x /usr/lib/qemu/virtiofsd || -x /usr/libexec/virtiofsd ]] || missing+=("$(apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd || echo qemu-system-common)")
