@@ -22,6 +22,8 @@ use crate::{sandbox, socket, sys};
 const KILLED: u32 = 137;
 /// For all of it. containerd gives 5 s.
 const LIMIT: Duration = Duration::from_secs(4);
+/// How long whoever got the processes of a dead server may take to wait for them.
+const REAP_LIMIT: Duration = Duration::from_millis(200);
 /// After a Shutdown the server ends by itself, a moment after containerd calls us.
 const SERVER_LIMIT: Duration = Duration::from_secs(1);
 
@@ -67,15 +69,23 @@ pub fn delete(request: &Request) -> Outcome {
     let others = || bundle::containers(bundle).into_iter().flatten().any(|r| r.id != request.id);
     let server = server.filter(|_| all || !others());
     if let Some(server) = &server {
-        log(end_process(server.shim_pid, server.shim_start_time, SERVER_LIMIT, end));
+        log(end_process(server.shim_pid, server.shim_start_time, SERVER_LIMIT, end).map(drop));
     }
+    let mut ended = None;
+    let mut remove = |record: &ContainerRecord| {
+        let (init, result) = remove_container(bundle, record, end);
+        if record.id == request.id {
+            ended = ended.take().or(init);
+        }
+        result
+    };
     for record in bundle::containers(bundle).into_iter().filter(|_| all) {
-        log(record.and_then(|record| remove_container(bundle, &record, end)));
+        log(record.and_then(|record| remove(&record)));
     }
-    log(own.as_ref().map_or(Ok(()), |record| remove_container(bundle, record, end)));
+    log(own.as_ref().map_or(Ok(()), remove));
     if let Some(server) = &server {
         if let (Some(pid), Some(start_time)) = (server.holder_pid, server.holder_start_time) {
-            log(end_process(pid, start_time, Duration::ZERO, end));
+            log(end_process(pid, start_time, Duration::ZERO, end).map(drop));
         }
         if let Some(shm) = &server.shm_mount {
             log(sandbox::unmount_shm(shm));
@@ -86,17 +96,27 @@ pub fn delete(request: &Request) -> Outcome {
     if let Some(path) = address(bundle) {
         log(socket::remove_stale(&path));
     }
-    let killed = Exit { status: KILLED, at: SystemTime::now() };
-    let exit = own.as_ref().and_then(ContainerRecord::exit).unwrap_or(killed);
+    let exit = own.as_ref().and_then(ContainerRecord::exit).unwrap_or_else(|| {
+        let status = ended.as_ref().and_then(status).unwrap_or(KILLED);
+        Exit { status, at: SystemTime::now() }
+    });
     let pid = own.map_or(0, |record| record.pid);
     Outcome { pid, exit_status: exit.status, exited_at: exit.at }
 }
 
-/// Kills what a container's record names, and removes its cgroup.
-fn remove_container(bundle: &Path, record: &ContainerRecord, end: Instant) -> Result<()> {
+/// Kills what a container's record names, and removes its cgroup. Its init, if that was still there.
+fn remove_container(
+    bundle: &Path,
+    record: &ContainerRecord,
+    end: Instant,
+) -> (Option<OwnedFd>, Result<()>) {
     let cgroup = Cgroup::from_record(record.cgroups.clone());
     let mut errors = Vec::new();
-    errors.extend(end_process(record.pid, record.start_time, Duration::ZERO, end).err());
+    let init = end_process(record.pid, record.start_time, Duration::ZERO, end);
+    let init = init.unwrap_or_else(|error| {
+        errors.push(error);
+        None
+    });
     errors.extend(empty(&cgroup, end).err());
     errors.extend(cgroup.remove().and_then(|ops| remove(ops, end)).err());
     let groups = plan::remove(&record.resctrl);
@@ -106,29 +126,50 @@ fn remove_container(bundle: &Path, record: &ContainerRecord, end: Instant) -> Re
     if errors.is_empty() {
         errors.extend(bundle::forget_container(bundle, &record.id, bundle).err());
     }
-    Error::join(errors)
+    (init, Error::join(errors))
 }
 
 /// Ends the process that has this pid since `start_time`; kills it if it does not end by itself
-/// within `patience`.
-fn end_process(pid: u32, start_time: u64, patience: Duration, end: Instant) -> Result<()> {
+/// within `patience`. `None`: there was none.
+fn end_process(
+    pid: u32,
+    start_time: u64,
+    patience: Duration,
+    end: Instant,
+) -> Result<Option<OwnedFd>> {
     if pid == 0 {
         // On record before it was cloned; its cgroup knows it.
-        return Ok(());
+        return Ok(None);
     }
     let pidfd = match sys::fd::pidfd_open(pid) {
-        Err(Errno::ESRCH) => return Ok(()),
+        Err(Errno::ESRCH) => return Ok(None),
         pidfd => pidfd.map_err(|errno| Error::sys(format!("pidfd_open({pid})"), errno))?,
     };
     // Opened first and compared then: what the pidfd names cannot change any more.
-    if bundle::start_time(pid).ok() != Some(start_time) || ended(&pidfd, patience) {
-        return Ok(());
+    if bundle::start_time(pid).ok() != Some(start_time) {
+        return Ok(None);
+    }
+    if ended(&pidfd, patience) {
+        return Ok(Some(pidfd));
     }
     let _ = sys::fd::pidfd_signal(&pidfd, libc::SIGKILL);
     if ended(&pidfd, end.saturating_duration_since(Instant::now())) {
-        return Ok(());
+        return Ok(Some(pidfd));
     }
     Err(Error::new(Kind::DeadlineExceeded, format!("process {pid} does not die")))
+}
+
+/// The exit status of a process that has ended, perhaps before we came: from the kernel, once its new
+/// parent has waited for it. `None`: the kernel does not keep it.
+fn status(pidfd: &OwnedFd) -> Option<u32> {
+    let limit = Instant::now() + REAP_LIMIT;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match sys::fd::ended(pidfd) {
+            Ok(None) if Instant::now() < limit => sleep(&mut pause),
+            said => return said.ok().flatten(),
+        }
+    }
 }
 
 fn ended(pidfd: &OwnedFd, patience: Duration) -> bool {

@@ -9,6 +9,7 @@ pub mod agent;
 pub mod api;
 pub mod bundle;
 pub mod cgroup;
+pub mod check;
 pub mod child;
 pub mod cleanup;
 pub mod config;

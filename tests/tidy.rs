@@ -100,6 +100,7 @@ fn modules_import_downwards() {
             "holder",
             "hooks",
             "agent",
+            "check",
         ],
         &["plan", "child"],
         &["sys"],

@@ -1,12 +1,14 @@
 //! `containerd-shim-rs-v2`: which of its lives this process leads.
 //!
-//! containerd runs it as `start`, `delete` and `-info`; it runs itself as `serve` and `holder`.
+//! containerd runs it as `start`, `delete` and `-info`, an administrator as `check` and `-v`; it runs
+//! itself as `serve` and `holder`.
 //! Nothing but a reply may ever be written to stdout, and nothing to stderr unless it fails:
 //! containerd reads both as one.
 #![forbid(unsafe_code)]
 
 mod args;
 mod bootstrap;
+mod check;
 mod confine;
 mod delete;
 mod info;
@@ -25,7 +27,7 @@ use containerd_shim_rs::error::{Error, Result};
 const NAME: &str = "containerd-shim-rs-v2";
 
 const USAGE: &str = "usage: containerd-shim-rs-v2 -namespace NAMESPACE -id ID [-address SOCKET] \
-                     [-publish-binary PATH] [-bundle DIR] [-debug] start|delete, or -info, or -v";
+                     [-publish-binary PATH] [-bundle DIR] [-debug] start|delete, or check, or -info, or -v";
 
 fn main() -> ExitCode {
     let Err(error) = run() else { return ExitCode::SUCCESS };
@@ -46,6 +48,7 @@ fn run() -> Result<()> {
     match flags.action.as_str() {
         "start" => start::run(&flags),
         "delete" => delete::run(&flags),
+        "check" => check::run(),
         "serve" => serve::run(&flags),
         "holder" => containerd_shim_rs::holder::run(),
         "" => Err(Error::invalid(format!("no action given; {USAGE}"))),

@@ -10,6 +10,7 @@ use std::process;
 
 use containerd_shim::StartOpts;
 use containerd_shim_rs::bundle;
+use containerd_shim_rs::check;
 use containerd_shim_rs::config::Config;
 use containerd_shim_rs::error::{Doing, Error, Result};
 use containerd_shim_rs::socket::{self, Listening};
@@ -28,6 +29,8 @@ pub fn run(flags: &Flags) -> Result<()> {
     let (options, reply) = bootstrap::read(flags, &bundle)?;
     let given = bootstrap::options(&options)?;
     let config = Config::read(given.path.as_deref())?;
+    // Half a pod is worse than none.
+    check::every_container()?;
     confine::core_scheduling()?;
     confine::oom_score()?;
     confine::join_cgroup(&config.options(&given)?.shim_cgroup)?;

@@ -92,6 +92,8 @@ pub struct Facts {
     pub ours: Vec<bool>,
     /// The cgroup hierarchies of the host and the container's directory in each.
     pub cgroups: Cgroups,
+    /// Nobody can be born in a cgroup here (no `CLONE_INTO_CGROUP`): on v2 as well a child walks in.
+    pub walks_into_cgroup: bool,
     /// `/proc/sys/kernel/cap_last_cap`.
     pub last_cap: u8,
     /// What the pod gives its containers and containerd may have left out of the spec.

@@ -81,7 +81,9 @@ pub(super) fn resolve(plan: &mut Plan, linux: &Linux, facts: &Facts) -> Result<N
             // Host paths are opened in a mount namespace that is still the host's own kind.
             (Type::Mount, None) => plan.namespaces |= flag,
             (_, None) if all.user.is_some() => all.inside |= flag,
-            (Type::Cgroup, None) if !facts.cgroups.unified => all.unshare |= flag,
+            (Type::Cgroup, None) if !facts.cgroups.unified || facts.walks_into_cgroup => {
+                all.unshare |= flag;
+            }
             (_, None) => plan.namespaces |= flag,
         }
         all.own |= flag;

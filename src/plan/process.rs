@@ -29,7 +29,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Into the container's cgroups, on v1; on v2 the clone itself does it.
 pub(super) fn join_cgroups(plan: &mut Plan, facts: &Facts) {
-    if !facts.cgroups.unified {
+    if !facts.cgroups.unified || facts.walks_into_cgroup {
         for i in 0..facts.cgroups.dirs.len() {
             let procs = plan.input(Input::CgroupProcs(i));
             plan.ops.push(Op::JoinCgroup { procs });
@@ -45,7 +45,7 @@ pub(super) fn join_cgroups_of_exec(
     facts: &Facts,
 ) -> Result<()> {
     let initial = schedule::initial_affinity(process)?;
-    let walks = initial.is_some() && facts.cgroups.unified;
+    let walks = initial.is_some() && facts.cgroups.unified && !facts.walks_into_cgroup;
     plan.ops.extend(initial.map(|cpus| Op::Affinity { cpus }));
     if walks {
         let procs = plan.input(Input::CgroupProcs(0));

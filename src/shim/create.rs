@@ -210,7 +210,7 @@ impl Shim {
         let host = match self.host.get() {
             Some(host) => *host,
             None => {
-                let host = Host::probe(&request.bundle)?;
+                let host = Host::probe(&request.bundle, cgroups.unified)?;
                 *self.host.get_or_init(|| host)
             }
         };
@@ -243,6 +243,7 @@ impl Shim {
             },
             terminal: request.stdio.terminal,
             modules: host.modules,
+            walks_into_cgroup: host.walks_into_cgroup,
             shared: plan::Shared::default(),
             seccomp,
             user_map: None,

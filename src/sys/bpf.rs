@@ -108,6 +108,11 @@ fn load(program: &[u64]) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// Whether the kernel takes a device filter; it is attached to nothing.
+pub fn can_load(program: &[u64]) -> Result<(), Errno> {
+    load(program).map(drop)
+}
+
 /// The device programs of this very cgroup, without those of its parents.
 fn attached(cgroup: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Errno> {
     let mut ids = [0u32; MAX_PROGRAMS];

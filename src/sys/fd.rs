@@ -127,3 +127,31 @@ pub fn wait(whom: Whom<'_>) -> Result<Option<Ended>, Errno> {
     let status = if info.si_code == libc::CLD_EXITED { status } else { 128 + status };
     Ok((pid != 0).then_some(Ended { pid: pid as u32, status }))
 }
+
+/// How a process has ended that somebody else has waited for: `ioctl(PIDFD_GET_INFO)`. `None`: nobody
+/// has, yet. A kernel before 6.15 does not know, and says so by an error.
+pub fn ended(pidfd: impl AsFd) -> Result<Option<u32>, Errno> {
+    /// `_IOWR(0xff, 11, struct pidfd_info)` of `linux/pidfd.h`, for the first 64 bytes of it.
+    const PIDFD_GET_INFO: u64 = 0xc040_ff0b;
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    #[derive(Default)]
+    #[repr(C)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: the number says how long `info` is, which the kernel reads and fills.
+    let result = unsafe { libc::syscall(libc::SYS_ioctl, fd, PIDFD_GET_INFO, &raw mut info) };
+    Errno::result(result)?;
+    if info.mask & PIDFD_INFO_EXIT == 0 {
+        return Ok(None);
+    }
+    let code = info.exit_code;
+    let signal = libc::WTERMSIG(code);
+    let status = if signal == 0 { libc::WEXITSTATUS(code) } else { 128 + signal };
+    Ok(Some(status as u32))
+}

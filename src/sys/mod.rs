@@ -11,4 +11,5 @@ pub mod io;
 pub mod memory;
 pub mod mount;
 pub mod netlink;
+pub mod probe;
 pub mod raw;

@@ -62,12 +62,14 @@ mod copy;
 mod mount;
 mod network;
 mod seccomp;
+mod signal;
 mod task;
 
 pub use copy::*;
 pub use mount::*;
 pub use network::*;
 pub use seccomp::*;
+pub use signal::*;
 pub use task::*;
 
 /// `openat2(2)`.
@@ -306,34 +308,6 @@ pub fn join_session_keyring(name: &CStr) -> Result<c_int, Errno> {
         libc::SYS_keyctl,
         libc::KEYCTL_JOIN_SESSION_KEYRING,
         name.as_ptr()
-    )
-}
-
-/// Default disposition of one signal. The raw call: musl's `sigaction` refuses some and takes a lock.
-pub fn default_signal(signal: c_int) -> Result<c_int, Errno> {
-    let action = [0u64; 4];
-    let null = std::ptr::null::<c_void>();
-    call!(
-        "all zero is SIG_DFL in the kernel's sigaction",
-        libc::SYS_rt_sigaction,
-        signal,
-        action.as_ptr(),
-        null,
-        8
-    )
-}
-
-/// An empty signal mask.
-pub fn unblock_signals() -> Result<c_int, Errno> {
-    let set = 0u64;
-    let null = std::ptr::null::<c_void>();
-    call!(
-        "set has the kernel's size",
-        libc::SYS_rt_sigprocmask,
-        libc::SIG_SETMASK,
-        &raw const set,
-        null,
-        8
     )
 }
 

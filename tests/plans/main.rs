@@ -111,6 +111,7 @@ fn facts(value: &Value) -> Facts {
             .map(|s| SandboxFiles { dir: string(s, "dir").into(), shm: yes(s, "shm") }),
         keyring: string(value, "keyring"),
         terminal: yes(value, "terminal"),
+        walks_into_cgroup: yes(value, "walksIntoCgroup"),
         seccomp: None,
         modules: Modules {
             apparmor: yes(value, "apparmor"),

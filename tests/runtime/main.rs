@@ -21,6 +21,7 @@ mod oom;
 mod options;
 mod pod;
 mod rdt;
+mod refused;
 mod rounds;
 mod sandbox;
 mod seams;
