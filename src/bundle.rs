@@ -43,6 +43,9 @@ pub struct ContainerRecord {
     pub start_time: u64,
     /// Its directories, one for each hierarchy.
     pub cgroups: Cgroups,
+    /// The scope of systemd that it is in. Records without are older.
+    #[serde(default)]
+    pub unit: Option<String>,
     /// Its rootfs on the host, where hooks want it.
     pub rootfs_mount: Option<PathBuf>,
     /// The groups of resctrl that go with it, innermost first. Records without are older.

@@ -13,10 +13,10 @@ use nix::errno::Errno;
 
 use crate::bundle::{self, ContainerRecord, ServerRecord};
 use crate::cgroup::Cgroup;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Exit;
 use crate::plan::{self, Op};
-use crate::{sandbox, socket, sys};
+use crate::{sandbox, socket, sys, systemd};
 
 /// 128 + SIGKILL: what containerd's own shim answers when nobody saw the exit.
 const KILLED: u32 = 137;
@@ -26,6 +26,8 @@ const LIMIT: Duration = Duration::from_secs(4);
 const REAP_LIMIT: Duration = Duration::from_millis(200);
 /// After a Shutdown the server ends by itself, a moment after containerd calls us.
 const SERVER_LIMIT: Duration = Duration::from_secs(1);
+/// For systemd to answer.
+const SCOPE_LIMIT: Duration = Duration::from_millis(700);
 
 /// Whom to clean up after.
 #[derive(Clone, Debug)]
@@ -110,7 +112,7 @@ fn remove_container(
     record: &ContainerRecord,
     end: Instant,
 ) -> (Option<OwnedFd>, Result<()>) {
-    let cgroup = Cgroup::from_record(record.cgroups.clone());
+    let cgroup = Cgroup::from_record(record.cgroups.clone()).in_unit(record.unit.clone());
     let mut errors = Vec::new();
     let init = end_process(record.pid, record.start_time, Duration::ZERO, end);
     let init = init.unwrap_or_else(|error| {
@@ -118,6 +120,12 @@ fn remove_container(
         None
     });
     errors.extend(empty(&cgroup, end).err());
+    if let Some(unit) = cgroup.unit()
+        && let Err(error) = stop_scope(unit, end)
+    {
+        // systemd forgets a scope without processes by itself, once it is well.
+        log::warn!("{error}");
+    }
     errors.extend(cgroup.remove().and_then(|ops| remove(ops, end)).err());
     let groups = plan::remove(&record.resctrl);
     errors.extend(groups.and_then(|plan| remove(plan.ops, end)).err());
@@ -127,6 +135,16 @@ fn remove_container(
         errors.extend(bundle::forget_container(bundle, &record.id, bundle).err());
     }
     (init, Error::join(errors))
+}
+
+/// Makes systemd forget a scope.
+fn stop_scope(unit: &str, end: Instant) -> Result<()> {
+    let limit = SCOPE_LIMIT.min(end.saturating_duration_since(Instant::now()));
+    let places = systemd::Places::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.doing(|| "epoll_create")?;
+    let systemd = systemd::Systemd::new(&places, systemd::socket_to, limit)?;
+    runtime.block_on(systemd.stop(unit))
 }
 
 /// Ends the process that has this pid since `start_time`; kills it if it does not end by itself

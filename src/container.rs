@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 
 use crate::api::State;
 use crate::bundle::ContainerRecord;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Stats};
 use crate::error::{Error, Kind, Result};
 use crate::namespaces;
 use crate::plan::hooks::Hook;
 use crate::plan::seccomp::Listener;
+use crate::plan::systemd::Property;
 use crate::plan::{Facts, Plan, Shared};
 use crate::process::Process;
 
@@ -33,6 +34,12 @@ pub struct Container {
     /// Hooks that are still to come.
     pub hooks: Option<Box<Later>>,
     pub freezer: Freezer,
+    /// Properties that systemd is told when it is thawed.
+    pub untold: Vec<Property>,
+    /// systemd is being told of new limits: it must not freeze now.
+    pub telling: bool,
+    /// Its last numbers, once its init has ended: systemd removes the cgroup of a scope.
+    pub last: Option<Box<Stats>>,
     /// OOM kills that have been published.
     pub oom_kills: u64,
     /// Delete is at work on it.

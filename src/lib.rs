@@ -33,4 +33,5 @@ pub mod shim;
 pub mod socket;
 pub mod stdio;
 pub mod sys;
+pub mod systemd;
 pub mod user;

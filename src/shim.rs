@@ -16,6 +16,7 @@ mod pod;
 mod rdt;
 mod seccomp;
 mod start;
+mod systemd;
 mod user;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ use crate::reaper::{Reaper, ended};
 use crate::sandbox::Sandbox;
 use crate::stdio::Streams;
 use crate::sys;
+use crate::systemd::Places;
 
 /// How long a server waits for its first sandbox or container, and a sandbox for its start:
 /// containerd may die between the two, or never get through, and nobody else would end us.
@@ -66,6 +68,8 @@ pub struct Settings {
     pub config: Config,
     /// See [`IDLE_LIMIT`]; `None`: that.
     pub idle_limit: Option<Duration>,
+    /// Where systemd is found.
+    pub systemd: Places,
     /// Where resctrl is mounted; `None`: [`crate::rdt::ROOT`].
     pub resctrl: Option<PathBuf>,
 }
@@ -242,7 +246,12 @@ impl Shim {
     /// the kernel's memory, so no call hangs, none waits behind another, and there is nothing that
     /// equal calls could share.
     pub fn stats(&self, id: &str) -> Result<Stats> {
-        self.lock().container(id)?.cgroup.stats()
+        let state = self.lock();
+        let container = state.container(id)?;
+        match &container.last {
+            Some(last) => Ok(Stats::clone(last)),
+            None => container.cgroup.stats(),
+        }
     }
 
     /// Sets a terminal's size; without one there is nothing to do.

@@ -101,6 +101,7 @@ fn modules_import_downwards() {
             "hooks",
             "agent",
             "check",
+            "systemd",
         ],
         &["plan", "child"],
         &["sys"],

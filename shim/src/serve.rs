@@ -52,6 +52,7 @@ pub fn run(flags: &Flags) -> Result<()> {
             socket: socket_path(&listener)?,
             config: config()?,
             idle_limit: None,
+            systemd: Default::default(),
             resctrl: None,
         };
         Ok((runtime()?, settings))

@@ -36,15 +36,38 @@ pub(super) fn create(cgroups: &Cgroups, limits: &Limits) -> Result<Cgroup> {
     for at in &cgroups.dirs {
         let dir = hierarchy(at, cgroups.unified, limits, &mut made)
             .doing(|| format!("make cgroup {:?}", at.path))?;
-        if let (true, Some(program)) = (cgroups.unified, &limits.device_filter) {
-            let program: Vec<u64> = program.iter().map(|insn| insn.encode()).collect();
-            set_device_filter(dir.as_fd(), &program)
-                .doing(|| format!("device filter of {:?}", at.path))?;
+        if cgroups.unified {
+            filter_devices(&dir, limits)?;
         }
     }
     cgroup.apply(&limits.writes)?;
     made.0.clear();
     Ok(cgroup)
+}
+
+fn filter_devices(dir: &Dir, limits: &Limits) -> Result<()> {
+    let Some(program) = &limits.device_filter else { return Ok(()) };
+    let program: Vec<u64> = program.iter().map(|insn| insn.encode()).collect();
+    let set = set_device_filter(dir.as_fd(), &program);
+    set.doing(|| format!("device filter of {:?}", dir.path()))
+}
+
+/// v2: systemd hands on only the controllers that it knows, so those above are asked for the rest.
+pub(super) fn fill(cgroup: &Cgroup, limits: &Limits) -> Result<()> {
+    for at in &cgroup.cgroups().dirs {
+        let gone = || Error::sys(format_args!("open cgroup {:?}", at.path), Errno::ENOENT);
+        let mut dir = Dir::mount(&at.mountpoint)?;
+        for name in below(at)? {
+            enable_controllers(&dir)?;
+            dir = dir.descend(Path::new(name))?.ok_or_else(gone)?;
+            check_type(&dir, limits)?;
+        }
+        if frozen(&dir, true)? {
+            return Err(Error::new(Kind::FailedPrecondition, format!("{:?} is frozen", at.path)));
+        }
+        filter_devices(&dir, limits)?;
+    }
+    cgroup.apply(&limits.writes)
 }
 
 /// Makes the cgroup in one hierarchy, with those above it.

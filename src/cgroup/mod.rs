@@ -42,6 +42,7 @@ pub(crate) use update::coded;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
     cgroups: Cgroups,
+    unit: Option<String>,
 }
 
 /// The numbers of a cgroup that may not be a container's: a pod's.
@@ -58,7 +59,22 @@ impl Cgroup {
 
     /// One that was made before, by this process or another.
     pub fn from_record(cgroups: Cgroups) -> Cgroup {
-        Cgroup { cgroups }
+        Cgroup { cgroups, unit: None }
+    }
+
+    /// The same, made by systemd for a scope, if there is one.
+    pub fn in_unit(self, unit: Option<String>) -> Cgroup {
+        Cgroup { unit, ..self }
+    }
+
+    /// Gives limits to one that systemd has made, and that holds one process as yet.
+    pub fn fill(&self, limits: &Limits) -> Result<()> {
+        create::fill(self, limits)
+    }
+
+    /// The scope that it belongs to.
+    pub fn unit(&self) -> Option<&str> {
+        self.unit.as_deref()
     }
 
     /// Where it is.

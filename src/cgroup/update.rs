@@ -14,10 +14,13 @@ use super::{Cgroup, absent, c_string, opened};
 use crate::error::{Error, Kind, Result};
 use crate::plan::Op;
 use crate::plan::cgroup::{Live, Write, limits};
+use crate::plan::systemd::{self, Property};
 
 /// A change to a live cgroup.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Update {
+    /// What systemd is told first, of a scope.
+    pub properties: Vec<Property>,
     /// For [`Cgroup::apply`]: these never block.
     pub direct: Vec<Write>,
     /// For a child; empty: no child is needed.
@@ -28,15 +31,40 @@ pub struct Update {
     old: Vec<Write>,
 }
 
+impl Update {
+    /// The properties that the files stood for before it.
+    pub fn old_properties(&self) -> Vec<Property> {
+        let direct = self.old.iter().map(|write| (write.file.as_str(), write.value.as_str()));
+        let undo = self.undo.iter().filter_map(|op| match op {
+            Op::WriteFile { path, data } => {
+                let name = path.to_str().ok()?.rsplit('/').next()?;
+                Some((name, data.to_str().ok()?))
+            }
+            _ => None,
+        });
+        systemd::of_files(direct.chain(undo))
+    }
+}
+
 impl Cgroup {
     /// What an update takes. The devices stay as they are.
     pub fn update(&self, resources: &LinuxResources) -> Result<Update> {
+        self.update_by(resources, 0)
+    }
+
+    /// The same, by systemd of this version where the cgroup is a scope's.
+    pub fn update_by(&self, resources: &LinuxResources, version: u32) -> Result<Update> {
         let memory = self.dir_of("memory").map(Dir::open).transpose()?.flatten();
         if let (Some(dir), Some(wanted)) = (&memory, resources.memory()) {
             check_usage(dir, wanted)?;
         }
-        let limits = limits(resources, self.cgroups.unified, Some(self.live(memory.as_ref())?))?;
+        let live = Some(self.live(memory.as_ref())?);
         let mut update = Update::default();
+        let rounded = self.unit().map(|_| systemd::rounded(resources, live));
+        if self.unit().is_some() {
+            update.properties = systemd::limits(resources, live, version)?;
+        }
+        let limits = limits(rounded.as_ref().unwrap_or(resources), self.cgroups.unified, live)?;
         for write in limits.writes {
             let direct = write.file == "pids.max" || write.controller() == "cpu";
             let Some((dir, path)) = self.target(&write)? else { continue };
@@ -57,10 +85,12 @@ impl Cgroup {
 
     fn live(&self, memory: Option<&Dir>) -> Result<Live> {
         let limit = memory.map(|dir| dir.number("memory.limit_in_bytes")).transpose()?.flatten();
-        let mut live = Live { memory_limit: limit.unwrap_or(u64::MAX), quota: None };
+        let mut live = Live { memory_limit: limit.unwrap_or(u64::MAX), ..Live::default() };
         if let (true, Some(at)) = (self.cgroups.unified, self.dir_of("cpu")) {
             let max = opened(at)?.read("cpu.max")?.unwrap_or_default();
-            live.quota = max.split_whitespace().next().and_then(|quota| quota.parse().ok());
+            let mut words = max.split_whitespace();
+            live.quota = words.next().and_then(|quota| quota.parse().ok());
+            live.period = words.next().and_then(|period| period.parse().ok());
         }
         Ok(live)
     }

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use oci_spec::runtime::{LinuxRdma, LinuxResources, Spec};
 
 use super::device_filter::{self, Insn};
+use super::systemd;
 use crate::error::{Error, Result};
 
 mod device_list;
@@ -22,6 +23,7 @@ mod v2;
 mod tests;
 
 pub use ignored::ignored;
+pub(super) use v2::{spread, swap_max, weight};
 
 /// One `write(2)` to a file of the cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +93,8 @@ pub struct Live {
     pub memory_limit: u64,
     /// v2: that of `cpu.max`. None: no limit.
     pub quota: Option<i64>,
+    /// v2: that of `cpu.max`.
+    pub period: Option<u64>,
 }
 
 /// Where a container's cgroup is. An absolute path is below the hierarchies' mounts; a relative one
@@ -100,12 +104,10 @@ pub fn path(spec: &Spec, namespace: &str, id: &str) -> Result<PathBuf> {
     let Some(given) = given.filter(|path| !path.as_os_str().is_empty()) else {
         return clean(&Path::new("/").join(namespace).join(id));
     };
-    let text = given.to_string_lossy();
-    if given.is_relative() && text.matches(':').count() == 2 {
-        return Err(Error::unimplemented("the systemd cgroup driver")
-            .doing(format_args!("linux.cgroupsPath {given:?}")));
+    match systemd::unit_of(given)? {
+        Some(unit) => Ok(unit.path),
+        None => clean(given),
     }
-    clean(given)
 }
 
 /// A container's path must name a cgroup of its own and stay where it is said to be.
@@ -153,7 +155,7 @@ fn set<T: Default + PartialEq + Copy>(value: Option<T>) -> Option<T> {
 }
 
 /// An amount of memory; 0 is "not set", -1 "no limit".
-fn bytes(name: &str, value: Option<i64>) -> Result<Option<i64>> {
+pub(super) fn bytes(name: &str, value: Option<i64>) -> Result<Option<i64>> {
     match set(value) {
         Some(value) if value < -1 => Err(Error::invalid(format!("memory {name} {value}"))),
         value => Ok(value),
@@ -167,12 +169,12 @@ fn or_max(value: i64) -> String {
 
 /// 0 is a limit since version 1.3 of the spec, but systemd cannot say 0, so runc makes it 1
 /// everywhere: a container of one process.
-fn pids_max(limit: i64) -> String {
+pub(super) fn pids_max(limit: i64) -> String {
     or_max(if limit == 0 { 1 } else { limit })
 }
 
 /// The range that the spec gives; 0 is "not set".
-fn io_weight(weight: Option<u16>) -> Result<Option<u16>> {
+pub(super) fn io_weight(weight: Option<u16>) -> Result<Option<u16>> {
     let Some(weight) = set(weight) else { return Ok(None) };
     if !(10..=1000).contains(&weight) {
         return Err(Error::invalid(format!("blockIO weight {weight} is not in 10..1000")));

@@ -34,6 +34,7 @@ mod rootfs;
 pub mod seccomp;
 pub mod spec;
 mod staged;
+pub mod systemd;
 mod time;
 mod user;
 

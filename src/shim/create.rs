@@ -11,6 +11,7 @@ use oci_spec::runtime::Spec;
 
 use super::hooks::Creation;
 use super::host::{Host, refused};
+use super::systemd::Scope;
 use super::{Shim, exit, home, oom};
 use crate::agent::Agent;
 use crate::api::{CreateContainer, Target};
@@ -97,7 +98,9 @@ impl Shim {
         for warning in warnings {
             log::warn!("config.json of {:?}: {warning}", request.id);
         }
-        check_cgroup_driver(&spec, request.options.systemd_cgroup)?;
+        plan::systemd::check_driver(&spec, request.options.systemd_cgroup)?;
+        let unit = plan::systemd::unit(&spec)?;
+        self.check_unit(unit.as_ref())?;
         let cgroup_path = plan::cgroup::path(&spec, &self.settings.namespace, &request.id)?;
         let layout = self.layout()?;
         let joined = joined_namespaces(&spec)?;
@@ -115,6 +118,10 @@ impl Shim {
         for field in plan::cgroup::ignored(&resources, facts.cgroups.unified) {
             log::warn!("container {:?}: linux.resources.{field} has no effect here", request.id);
         }
+        let resources = match unit {
+            Some(_) => plan::systemd::rounded(&resources, None),
+            None => resources,
+        };
         let limits = plan::cgroup::limits(&resources, facts.cgroups.unified, None)?;
         let owner = (request.options.io_uid, request.options.io_gid);
         let owner = user::owner(facts.user_map.as_ref(), spec.process().as_ref(), owner);
@@ -127,8 +134,11 @@ impl Shim {
             loggers: request.options.loggers.clone(),
             ..ExecBase::new(&spec, facts)
         };
-        let cgroup = Cgroup::create(&cgroups, &limits)?;
-        let parts = (base, cgroup, hooks, groups);
+        let (cgroup, scope) = match &unit {
+            None => (Cgroup::create(&cgroups, &limits)?, None),
+            Some(unit) => self.start_scope(unit, &request.id, &spec, &cgroups, limits).await?,
+        };
+        let parts = (base, (cgroup, scope), hooks, groups);
         self.launch(&request, (plan, devices), joined, fds, stdio, parts).await
     }
 
@@ -140,12 +150,18 @@ impl Shim {
         joined: Vec<Joined>,
         fds: [Option<OwnedFd>; 3],
         stdio: Stdio,
-        (base, cgroup, mut hooks, groups): (ExecBase, Cgroup, Option<Creation>, Option<plan::Rdt>),
+        (base, (cgroup, mut scope), mut hooks, groups): (
+            ExecBase,
+            (Cgroup, Option<Scope>),
+            Option<Creation>,
+            Option<plan::Rdt>,
+        ),
     ) -> Result<u32> {
         let mut record = ContainerRecord {
             version: RECORD_VERSION,
             id: request.id.clone(),
             cgroups: cgroup.cgroups().clone(),
+            unit: cgroup.unit().map(Into::into),
             rootfs_mount: hooks.as_ref().and_then(Creation::rootfs_mount),
             resctrl: groups.as_ref().map(|rdt| rdt.to_remove(false)).unwrap_or_default(),
             ..ContainerRecord::default()
@@ -166,12 +182,19 @@ impl Shim {
             let agent = self.agent(&request.id, &base, 0)?;
             let inputs = (fds, &cgroup, &mut hooks);
             let init = self.park(request, (plan, devices), joined, inputs, (stdio, agent)).await?;
+            if let Some(scope) = scope.take() {
+                scope.leave_to(&cgroup).await?;
+            }
             let later = hooks.as_ref().and_then(Creation::later);
             let parts =
                 Parts { base, cgroup: cgroup.clone(), record: record.clone(), hooks: later };
             self.register(request, parts, init).await
         };
         let made = made.await;
+        // Dead, or it would be asked to end.
+        if let Some(scope) = scope {
+            scope.end().await;
+        }
         if made.is_err()
             && let Err(error) = self.undo(request, &cgroup, &record, hooks.as_ref()).await
         {
@@ -345,6 +368,9 @@ impl Shim {
             record,
             base,
             hooks,
+            untold: Vec::new(),
+            telling: false,
+            last: None,
             freezer: Freezer::Thawed,
             deleting: false,
         };
@@ -366,24 +392,13 @@ impl Shim {
 
     /// Removes a cgroup off the loop.
     pub(super) async fn remove_cgroup(&self, cgroup: &Cgroup) -> Result<()> {
+        self.stop_scope(cgroup).await;
         let ops = cgroup.remove()?;
         if ops.is_empty() {
             return Ok(());
         }
         launch::run(&self.reaper, plan::Plan { ops, ..Default::default() }, REMOVE_LIMIT).await
     }
-}
-
-/// The driver is what the path says; the option may not say otherwise.
-fn check_cgroup_driver(spec: &Spec, systemd: bool) -> Result<()> {
-    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-    let path = path.map(|path| path.to_string_lossy()).unwrap_or_default();
-    if systemd && path.split(':').count() != 3 {
-        return Err(Error::invalid(format!(
-            "the option systemd_cgroup: linux.cgroupsPath {path:?} is not slice:prefix:name"
-        )));
-    }
-    Ok(())
 }
 
 /// Opens every namespace that the spec names by path. None of them is on a disk that may hang.

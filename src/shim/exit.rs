@@ -84,6 +84,7 @@ impl Shim {
             if let Err(error) = container.thaw_to_die() {
                 log::warn!("container {id:?}: {error}");
             }
+            super::systemd::keep_numbers(self, container);
             (container.cgroup.clone(), container.base.own_pid_namespace)
         };
         if !own_pid_namespace {

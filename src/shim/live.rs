@@ -43,6 +43,7 @@ impl Shim {
     /// Freezes a running container.
     pub async fn pause(self: Arc<Self>, id: String) -> Result<()> {
         let doing = || format!("pause container {id:?}");
+        self.until(|state| state.container(&id).map_or(true, |container| !container.telling)).await;
         let cgroup = {
             let mut state = self.lock();
             let container = state.container_mut(&id)?;
@@ -92,15 +93,18 @@ impl Shim {
     /// Thaws a paused container.
     pub async fn resume(self: Arc<Self>, id: String) -> Result<()> {
         let doing = || format!("resume container {id:?}");
-        let mut state = self.lock();
-        let container = state.container_mut(&id)?;
-        match container.state() {
-            State::Paused => {}
-            state => return Err(precondition(format!("it is {}", name(state)))).doing(doing),
+        {
+            let mut state = self.lock();
+            let container = state.container_mut(&id)?;
+            match container.state() {
+                State::Paused => {}
+                state => return Err(precondition(format!("it is {}", name(state)))).doing(doing),
+            }
+            container.cgroup.thaw().doing(doing)?;
+            container.freezer = Freezer::Thawed;
+            self.queue.push(Event::Resumed { container_id: id.clone() });
         }
-        container.cgroup.thaw().doing(doing)?;
-        container.freezer = Freezer::Thawed;
-        self.queue.push(Event::Resumed { container_id: id });
+        self.tell_untold(&id).await;
         Ok(())
     }
 
@@ -121,8 +125,17 @@ impl Shim {
         for field in ignored(&resources, cgroup.cgroups().unified) {
             log::warn!("update container {id:?}: {field} has no effect here");
         }
-        let update = cgroup.update(&resources).doing(doing)?;
-        self.carry_out(&cgroup, &update).await.doing(doing)
+        let version = self.version_for(&cgroup, &resources).await.doing(doing)?;
+        let mut update = cgroup.update_by(&resources, version).doing(doing)?;
+        let properties = std::mem::take(&mut update.properties);
+        self.tell(&id, &cgroup, properties).await.doing(doing)?;
+        let result = self.carry_out(&cgroup, &update).await;
+        if result.is_err()
+            && let Err(error) = self.tell(&id, &cgroup, update.old_properties()).await
+        {
+            log::warn!("update container {id:?}: set back: {error}");
+        }
+        result.doing(doing)
     }
 
     /// All of an update, or nothing of it.

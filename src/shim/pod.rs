@@ -232,10 +232,8 @@ impl Shim {
             // critest and crictl pods have none.
             return Ok(Stats::default());
         }
-        if parent.ends_with(".slice") {
-            return Err(Error::unimplemented("a cgroup_parent of systemd"));
-        }
-        cgroup::stats_of(&self.layout()?.cgroups(Path::new(&parent)))
+        let parent = super::systemd::parent(Path::new(&parent))?;
+        cgroup::stats_of(&self.layout()?.cgroups(&parent))
     }
 
     /// The record that `delete` needs of the process itself; made once.

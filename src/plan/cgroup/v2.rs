@@ -46,7 +46,7 @@ pub(super) fn limits(
 
 /// Both ranges on a logarithmic scale, through (2, 1), (1024, 100) and (262144, 10000). An older
 /// linear formula gave a default container 39, not 100.
-pub(super) fn weight(shares: u64) -> u64 {
+pub(in crate::plan) fn weight(shares: u64) -> u64 {
     match shares {
         0..=2 => 1,
         262_144.. => 10_000,
@@ -93,7 +93,7 @@ fn cpu_time(cpu: &LinuxCpu, live: Option<Live>, writes: &mut Vec<Write>) -> Resu
 }
 
 /// The spec's `swap` counts memory and swap, v2's counts swap alone.
-pub(super) fn swap_max(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>> {
+pub(in crate::plan) fn swap_max(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>> {
     match (limit, swap) {
         // On v1 no limit on memory means none on both.
         (Some(-1), None) => Ok(Some(-1)),
@@ -129,7 +129,7 @@ fn memory_limits(memory: &LinuxMemory, writes: &mut Vec<Write>) -> Result<()> {
 }
 
 /// BFQ's range is the spec's; `io.weight` has 1..10000.
-fn spread(weight: u16) -> u64 {
+pub(in crate::plan) fn spread(weight: u16) -> u64 {
     1 + (u64::from(weight) - 10) * 9999 / 990
 }
 

@@ -1,0 +1,220 @@
+//! Containers in scopes of systemd: their start, their limits, their end.
+//!
+//! A scope needs a process to start with. It is a stub of ours, for the container's own must have its
+//! limits and its cgroup namespace from its first instruction on: it is born in the scope's cgroup when
+//! all of that is written. The stub must never outlive Create.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use super::{Shim, oom};
+use crate::cgroup::{Cgroup, Stats};
+use crate::container::{Container, Freezer};
+use crate::error::{Error, Kind, Result};
+use crate::launch::{self, Child};
+use crate::plan::cgroup::{Limits, Write};
+use crate::plan::systemd::{self as units, Property, Unit};
+use crate::plan::{self, Op, Plan};
+use crate::systemd::{Systemd, socket_to};
+
+/// For systemd to answer, whatever else it is doing.
+const LIMIT: Duration = Duration::from_secs(10);
+/// The same at a scope's end, which it finds out by itself as well.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A scope that holds nothing yet but its stub.
+#[derive(Debug)]
+pub(super) struct Scope {
+    stub: Child,
+    /// The limit that does not count the stub.
+    pids: Option<Write>,
+}
+
+impl Scope {
+    /// Ends the stub, and leaves the scope to the container's processes.
+    pub async fn leave_to(mut self, cgroup: &Cgroup) -> Result<()> {
+        self.stub.kill().await;
+        match cgroup.apply(self.pids.as_slice()) {
+            // They have ended, and the scope with them.
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Ends the stub, for nothing came after it.
+    pub async fn end(mut self) {
+        self.stub.kill().await;
+    }
+}
+
+impl Shim {
+    fn systemd(
+        &self,
+        limit: Duration,
+    ) -> Result<Systemd<'_, impl Fn(&Path) -> Result<UnixStream, Errno> + Sync>> {
+        // systemd's end of a connection would keep the pod's network namespace alive.
+        let open = |path: &Path| self.outside(|| socket_to(path));
+        Systemd::new(&self.settings.systemd, open, limit)
+    }
+
+    /// Whether a scope can be had here.
+    pub(super) fn check_unit(&self, unit: Option<&Unit>) -> Result<()> {
+        if unit.is_none() {
+            return Ok(());
+        }
+        self.systemd(LIMIT)?;
+        match self.layout()?.unified() {
+            true => Ok(()),
+            false => Err(Error::unimplemented("the systemd cgroup driver on cgroup v1")),
+        }
+    }
+
+    /// Makes a scope with its limits, and a stub in it.
+    pub(super) async fn start_scope(
+        &self,
+        unit: &Unit,
+        id: &str,
+        spec: &Spec,
+        cgroups: &plan::Cgroups,
+        limits: Limits,
+    ) -> Result<(Cgroup, Option<Scope>)> {
+        let systemd = self.systemd(LIMIT)?;
+        let cgroup = Cgroup::from_record(cgroups.clone()).in_unit(Some(unit.name.clone()));
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let version = match resources {
+            Some(resources) => self.version_for(&cgroup, resources).await?,
+            None => 0,
+        };
+        let properties = units::scope(unit, id, spec, version)?;
+        let plan = Plan { ops: vec![Op::Ready, Op::Exit], ..Plan::default() };
+        let mut stub = launch::launch(&self.reaper, plan, Vec::new(), None)?;
+        stub.ready().await?;
+        let pid = stub.pid;
+        let inside = || cgroup.pids().is_ok_and(|pids| pids.contains(&pid));
+        let started = systemd.start(unit, pid, &properties, inside).await;
+        if let Err(error) = started {
+            stub.kill().await;
+            return Err(error);
+        }
+        let (limits, pids) = beside_stub(limits);
+        let filled = match inside() {
+            true => cgroup.fill(&limits),
+            false => Err(Error::new(
+                Kind::Unknown,
+                format!("start unit {:?}: its cgroup is not {:?}", unit.name, unit.path),
+            )),
+        };
+        if let Err(error) = filled {
+            stub.kill().await;
+            self.stop_scope(&cgroup).await;
+            return Err(error);
+        }
+        Ok((cgroup, Some(Scope { stub, pids })))
+    }
+
+    /// Stops a container's scope. It is no error if systemd does not answer: a scope without
+    /// processes is forgotten by itself, and a dead bus must not keep a pod from being deleted.
+    pub(super) async fn stop_scope(&self, cgroup: &Cgroup) {
+        let Some(unit) = cgroup.unit() else { return };
+        let stopped = match self.systemd(STOP_LIMIT) {
+            Ok(systemd) => systemd.stop(unit).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stopped {
+            log::warn!("{error}");
+        }
+    }
+
+    /// systemd's version, where it makes a difference for these resources; else 0.
+    pub(super) async fn version_for(
+        &self,
+        cgroup: &Cgroup,
+        resources: &LinuxResources,
+    ) -> Result<u32> {
+        match cgroup.unit() {
+            Some(_) if units::asks_for_version(resources) => self.systemd(LIMIT)?.version().await,
+            _ => Ok(0),
+        }
+    }
+
+    /// Tells systemd of new limits: now, or once the container is thawed.
+    pub(super) async fn tell(
+        &self,
+        id: &str,
+        cgroup: &Cgroup,
+        properties: Vec<Property>,
+    ) -> Result<()> {
+        let Some(unit) = cgroup.unit() else { return Ok(()) };
+        self.until(|state| state.container(id).map_or(true, |container| !container.telling)).await;
+        {
+            let mut state = self.lock();
+            let container = state.container_mut(id)?;
+            if container.freezer != Freezer::Thawed {
+                let new = |name: &str| properties.iter().any(|property| property.name == name);
+                container.untold.retain(|property| !new(&property.name));
+                container.untold.extend(properties);
+                return Ok(());
+            }
+            container.telling = true;
+        }
+        let told = async { self.systemd(LIMIT)?.set(unit, &properties).await }.await;
+        if let Ok(container) = self.lock().container_mut(id) {
+            container.telling = false;
+        }
+        self.changed.notify_waiters();
+        told
+    }
+
+    /// What had to wait for the thaw. The limits are in force already: the files have them.
+    pub(super) async fn tell_untold(&self, id: &str) {
+        let (cgroup, properties) = {
+            let mut state = self.lock();
+            let Ok(container) = state.container_mut(id) else { return };
+            (container.cgroup.clone(), std::mem::take(&mut container.untold))
+        };
+        if !properties.is_empty()
+            && let Err(error) = self.tell(id, &cgroup, properties).await
+        {
+            log::warn!("resume container {id:?}: {error}");
+        }
+    }
+}
+
+/// The limits while the stub is there as well, and the one to be written when it is not.
+fn beside_stub(mut limits: Limits) -> (Limits, Option<Write>) {
+    let mut pids = None;
+    for write in limits.writes.iter_mut().filter(|write| write.file == "pids.max") {
+        if let Ok(max) = write.value.trim().parse::<u64>() {
+            pids = Some(write.clone());
+            write.value = max.saturating_add(1).to_string();
+        }
+    }
+    (limits, pids)
+}
+
+/// Keeps the numbers of a container whose init has ended, before systemd removes its cgroup.
+pub(super) fn keep_numbers(shim: &Shim, container: &mut Container) {
+    if container.cgroup.unit().is_none() {
+        return;
+    }
+    oom::look(shim, container);
+    let read = container.cgroup.stats().ok().filter(|stats| stats.memory.is_some());
+    // Too late for all but what is known.
+    let mut last = read.unwrap_or_else(|| Stats { unified: true, ..Stats::default() });
+    let memory = last.memory.get_or_insert_default();
+    let kills = memory.events.entry("oom_kill".into()).or_default();
+    *kills = (*kills).max(container.oom_kills);
+    container.last = Some(Box::new(last));
+}
+
+/// The path of a `cgroup_parent`: that of a slice, if it names one.
+pub(super) fn parent(given: &Path) -> Result<PathBuf> {
+    match given.file_name().and_then(|name| name.to_str()) {
+        Some(name) if name.ends_with(".slice") => units::slice_path(name),
+        _ => Ok(given.into()),
+    }
+}
