@@ -18,8 +18,14 @@ cp -a "/host$vm_repo/.tools/vm/layer/." /rw/upper/ # overlayfs wants no layer th
 mount -t overlay -o lowerdir=/host,upperdir=/rw/upper,workdir=/rw/work root /new
 mkdir -p "/new/usr/lib/modules/$(uname -r)"
 mount --bind "/host$vm_repo/.tools/vm/$vm_kernel/modules" "/new/usr/lib/modules/$(uname -r)"
+# A repository beneath /tmp stays.
+mkdir /repo
+mount --bind "/new$vm_repo" /repo
 # Where containerd and tests write: an overlay cannot be the upper directory of another.
-for folder in /tmp /run "$vm_repo/.tools/run" "$vm_repo/.tools/reports"; do
+for folder in /tmp /run; do mount -t tmpfs -o mode=755 tmpfs "/new$folder"; done
+mkdir -p "/new$vm_repo"
+mount --bind /repo "/new$vm_repo"
+for folder in "$vm_repo/.tools/run" "$vm_repo/.tools/reports"; do
 	mkdir -p "/new$folder"
 	mount -t tmpfs -o mode=755 tmpfs "/new$folder"
 done

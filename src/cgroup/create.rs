@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use super::dir::{Dir, below};
-use super::{Cgroup, frozen, pids};
+use super::{Cgroup, coded, delegate, frozen, pids};
 use crate::error::{Doing, Error, Kind, Result};
-use crate::plan::cgroup::Limits;
+use crate::plan::cgroup::{Limits, Write};
 use crate::plan::{CgroupDir, Cgroups};
 use crate::sys::bpf::set_device_filter;
 
@@ -37,7 +37,7 @@ pub(super) fn create(cgroups: &Cgroups, limits: &Limits) -> Result<Cgroup> {
         let dir = hierarchy(at, cgroups.unified, limits, &mut made)
             .doing(|| format!("make cgroup {:?}", at.path))?;
         if cgroups.unified {
-            filter_devices(&dir, limits)?;
+            hand_out(&dir, limits)?;
         }
     }
     cgroup.apply(&limits.writes)?;
@@ -45,7 +45,11 @@ pub(super) fn create(cgroups: &Cgroups, limits: &Limits) -> Result<Cgroup> {
     Ok(cgroup)
 }
 
-fn filter_devices(dir: &Dir, limits: &Limits) -> Result<()> {
+/// v2: the owner and the device filter.
+fn hand_out(dir: &Dir, limits: &Limits) -> Result<()> {
+    if let Some(uid) = limits.owner {
+        delegate::give(dir, uid)?;
+    }
     let Some(program) = &limits.device_filter else { return Ok(()) };
     let program: Vec<u64> = program.iter().map(|insn| insn.encode()).collect();
     let set = set_device_filter(dir.as_fd(), &program);
@@ -58,14 +62,14 @@ pub(super) fn fill(cgroup: &Cgroup, limits: &Limits) -> Result<()> {
         let gone = || Error::sys(format_args!("open cgroup {:?}", at.path), Errno::ENOENT);
         let mut dir = Dir::mount(&at.mountpoint)?;
         for name in below(at)? {
-            enable_controllers(&dir)?;
+            enable_controllers(&dir, limits)?;
             dir = dir.descend(Path::new(name))?.ok_or_else(gone)?;
             check_type(&dir, limits)?;
         }
         if frozen(&dir, true)? {
             return Err(Error::new(Kind::FailedPrecondition, format!("{:?} is frozen", at.path)));
         }
-        filter_devices(&dir, limits)?;
+        hand_out(&dir, limits)?;
     }
     cgroup.apply(&limits.writes)
 }
@@ -76,7 +80,7 @@ fn hierarchy(at: &CgroupDir, unified: bool, limits: &Limits, made: &mut Made) ->
     let mut new = true;
     for name in below(at)? {
         if unified {
-            enable_controllers(&dir)?;
+            enable_controllers(&dir, limits)?;
         }
         let child;
         (child, new) = dir.make(name)?;
@@ -111,20 +115,39 @@ fn words(dir: &Dir, file: &str) -> Result<Vec<String>> {
     Ok(text.split_whitespace().map(Into::into).collect())
 }
 
+/// The controllers that know threads.
+const THREADED: [&str; 4] = ["cpu", "cpuset", "pids", "perf_event"];
+
 /// Hands every controller that a cgroup has on to its children. Most often they have them already,
 /// and nothing is written.
-fn enable_controllers(dir: &Dir) -> Result<()> {
+fn enable_controllers(dir: &Dir, limits: &Limits) -> Result<()> {
     let enabled = words(dir, "cgroup.subtree_control")?;
     let have = words(dir, "cgroup.controllers")?;
     let missing = have.iter().filter(|name| !enabled.contains(name)).map(|name| format!("+{name}"));
-    let missing: Vec<String> = missing.collect();
+    let mut missing: Vec<String> = missing.collect();
     if missing.is_empty() || dir.write("cgroup.subtree_control", &missing.join(" ")).is_ok() {
         return Ok(());
     }
+    // The first that knows threads makes a cgroup with processes a threaded one: then there is no way to any other.
+    missing.sort_by_key(|name| THREADED.contains(&&name[1..]));
     for name in missing {
         // One that cannot be had (cpu with realtime processes about, any with processes in the
-        // cgroup) is missed when a limit of it is written, by name; without a limit it is no loss.
-        let _ = dir.write("cgroup.subtree_control", &name);
+        // cgroup) is no loss without a limit.
+        let Err(errno) = dir.write("cgroup.subtree_control", &name) else { continue };
+        let needs = |write: &Write| {
+            name[1..] == *write.controller() && !write.tolerate.contains(&Errno::ENOENT)
+        };
+        if let Some(write) = limits.writes.iter().find(|write| needs(write)) {
+            let path = dir.path().join("cgroup.subtree_control");
+            let error = Error::sys(format_args!("write {name:?} to {path:?}"), errno);
+            let text = match errno {
+                Errno::EBUSY | Errno::EOPNOTSUPP => {
+                    format!("{}: {:?} has processes of its own", write.file, dir.path())
+                }
+                _ => write.file.clone(),
+            };
+            return Err(coded(error).doing(text));
+        }
     }
     Ok(())
 }
@@ -136,8 +159,7 @@ fn check_type(dir: &Dir, limits: &Limits) -> Result<()> {
     if !matches!(kind, "domain invalid" | "domain threaded" | "threaded") {
         return Ok(());
     }
-    let threads = ["cpu", "cpuset", "pids", "perf_event"];
-    if let Some(write) = limits.writes.iter().find(|w| !threads.contains(&w.controller())) {
+    if let Some(write) = limits.writes.iter().find(|w| !THREADED.contains(&w.controller())) {
         let text = format!("{:?} is of type {kind:?}, without {:?}", dir.path(), write.file);
         return Err(Error::new(Kind::FailedPrecondition, text));
     }

@@ -110,6 +110,26 @@ impl Layout {
     }
 }
 
+/// Where a process is on v2.
+pub(super) fn of_process(pid: u32) -> Result<Cgroups> {
+    let path = format!("/proc/{pid}/cgroup");
+    let cgroup = fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+    let mountinfo = "/proc/self/mountinfo";
+    let mountinfo = fs::read_to_string(mountinfo).doing(|| format!("read {mountinfo}"))?;
+    let Layout { unified: true, hierarchies } = Layout::parse(&mountinfo, &cgroup)? else {
+        return Err(Error::unimplemented("the cgroup of a process on v1"));
+    };
+    let line = cgroup.lines().filter_map(self::own).find(|own| own.controllers.is_empty());
+    // Outside of what is mounted here: its name would be that of the top.
+    if line.is_none_or(|line| line.path.components().any(|c| c.as_os_str() == "..")) {
+        return Err(Error::new(Kind::NotFound, format!("{path}: not below the mount")));
+    }
+    let dirs = hierarchies.into_iter().map(|Hierarchy { controllers, mountpoint, own }| {
+        CgroupDir { controllers, mountpoint, path: own }
+    });
+    Ok(Cgroups { unified: true, dirs: dirs.collect() })
+}
+
 /// The mounted v1 hierarchies, sorted by mountpoint.
 fn v1(mounts: &[Mount], owns: &[Own]) -> Vec<Hierarchy> {
     let mut found = Vec::new();

@@ -20,6 +20,7 @@ use crate::plan::{CgroupDir, Cgroups, Op};
 use crate::sys::fd::{pidfd_open, pidfd_signal};
 
 mod create;
+mod delegate;
 mod dir;
 pub mod layout;
 mod oom;
@@ -97,6 +98,25 @@ impl Cgroup {
             [at] if self.cgroups.unified => Ok(opened(at)?.into_fd()),
             _ => Err(Error::unimplemented("a cgroup v1 for clone3")),
         }
+    }
+
+    /// Where a process of the container can be born: here, or, if its init has moved on, to make cgroups of its own, where that is. v2 has
+    /// no processes in a cgroup that hands controllers on.
+    pub fn for_process(self, init: u32) -> Result<Cgroup> {
+        if !self.cgroups.unified {
+            return Ok(self);
+        }
+        let handed_on = match Dir::open(self.main()?)? {
+            Some(dir) => {
+                dir.read("cgroup.subtree_control")?.is_some_and(|list| !list.trim().is_empty())
+            }
+            None => true,
+        };
+        if !handed_on {
+            return Ok(self);
+        }
+        let moved = layout::of_process(init).doing(|| "the cgroup of init")?;
+        Ok(Cgroup::from_record(moved))
     }
 
     /// The hierarchy whose word counts for who is in the cgroup. A container with systemd in it

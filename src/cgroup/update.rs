@@ -74,8 +74,13 @@ impl Cgroup {
                 update.direct.push(write);
             } else {
                 let undo = old.map(|value| write_op(&path, &value)).transpose()?;
+                let kept = weights_of_devices(&dir, &write)?;
+                let kept = kept.iter().map(|line| write_op(&path, line));
+                let kept = kept.collect::<Result<Vec<_>>>()?;
+                update.undo.extend(kept.iter().cloned());
                 update.undo.extend(undo);
                 update.ops.push(write_op(&path, &write.value)?);
+                update.ops.extend(kept);
             }
         }
         // Backwards: what had to come first must go last.
@@ -148,11 +153,21 @@ fn old(dir: &Dir, write: &Write) -> Result<Option<String>> {
     }))
 }
 
+/// BFQ forgets its devices' weights when the weight of all others changes.
+fn weights_of_devices(dir: &Dir, write: &Write) -> Result<Vec<String>> {
+    if write.file != "io.bfq.weight" || write.value.contains(':') {
+        return Ok(Vec::new());
+    }
+    let text = dir.read(&write.file)?.unwrap_or_default();
+    Ok(text.lines().filter(|line| line.contains(':')).map(Into::into).collect())
+}
+
 /// A device that a file does not list has this.
 fn unset(file: &str) -> &'static str {
     match file {
         "io.max" => "rbps=max wbps=max riops=max wiops=max",
         "io.weight" | "io.bfq.weight" => "default",
+        "io.latency" => "target=0",
         _ => "0",
     }
 }

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 
 mod device_list;
 mod ignored;
+mod owner;
 mod v1;
 mod v2;
 
@@ -23,6 +24,7 @@ mod v2;
 mod tests;
 
 pub use ignored::ignored;
+pub use owner::owner;
 pub(super) use v2::{spread, swap_max, weight};
 
 /// One `write(2)` to a file of the cgroup.
@@ -84,6 +86,8 @@ pub struct Limits {
     pub writes: Vec<Write>,
     /// On v2, unless every device is allowed. On v1 the rules are among the writes.
     pub device_filter: Option<Vec<Insn>>,
+    /// On v2, to whom it is given: see [`owner`].
+    pub owner: Option<u32>,
 }
 
 /// What an update must know of the cgroup as it is.

@@ -122,7 +122,8 @@ impl Shim {
             Some(_) => plan::systemd::rounded(&resources, None),
             None => resources,
         };
-        let limits = plan::cgroup::limits(&resources, facts.cgroups.unified, None)?;
+        let mut limits = plan::cgroup::limits(&resources, facts.cgroups.unified, None)?;
+        limits.owner = plan::cgroup::owner(&spec, facts.user_map.as_ref(), facts.cgroups.unified)?;
         let owner = (request.options.io_uid, request.options.io_gid);
         let owner = user::owner(facts.user_map.as_ref(), spec.process().as_ref(), owner);
         let kind = stdio_kind(&spec, request.stdio.terminal);

@@ -49,7 +49,7 @@ impl Shim {
         let (mut stdio, fds) =
             Stdio::open_with(&paths, StdioKind::Relay, owner, logger, &self.streams)?;
         let mut inputs = stdio_inputs(fds);
-        let into = cgroup_inputs(&cgroup, &mut inputs, &plan)?;
+        let into = cgroup_inputs(&cgroup.for_process(init_pid)?, &mut inputs, &plan)?;
         inputs.push((Input::Init, init.try_clone().doing(|| "dup(pidfd)")?));
         let mut child = launch::launch(&self.reaper, plan, inputs, into)?;
         child.agent = agent;

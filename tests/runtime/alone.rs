@@ -21,8 +21,8 @@ use crate::pod::Pod;
 
 /// Set to the name of the one test that a process runs.
 const CHILD: &str = "RUNTIME_TEST_ALONE";
-/// Only so that a hang is a failure.
-const LIMIT: Duration = Duration::from_secs(30);
+/// Only so that a hang is a failure; seconds. An emulated machine needs more.
+const LIMIT: (&str, u64) = ("RUNTIME_TEST_SECONDS", 30);
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -123,7 +123,9 @@ fn inside<F: AsyncFnOnce(&mut Pod)>(test: F) {
             tokio::spawn(pod.shim.reaper().clone().run(sigchld));
             // tokio's own descriptors are there by now.
             let before = Left::now(&pod.dir);
-            timeout(LIMIT, test(&mut pod)).await.expect("the test hangs");
+            let seconds = std::env::var(LIMIT.0).map_or(LIMIT.1, |text| text.parse().unwrap());
+            let limit = Duration::from_secs(seconds);
+            timeout(limit, test(&mut pod)).await.expect("the test hangs");
             pod.delete_all().await;
             before.compare(&pod.dir).await;
         });

@@ -1,6 +1,9 @@
 //! Against a v2 hierarchy, which may be without controllers: a hybrid host's.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
+
+use crate::sys::bpf::set_device_filter;
 
 use super::real_v1::{Scratch, new_limits, within};
 use super::*;
@@ -79,6 +82,98 @@ fn without_its_controller_a_limit_fails_by_name() {
     assert!(!scratch.exists());
 }
 
+/// One of a host with controllers, and its parent.
+fn controlled(name: &str) -> Option<(Scratch, PathBuf)> {
+    let scratch = scratch(name)?;
+    let at = &scratch.cgroups.dirs[0];
+    if !fs::read_to_string(at.mountpoint.join("cgroup.controllers")).unwrap().contains("memory") {
+        eprintln!("skipped: needs a cgroup v2 with controllers");
+        return None;
+    }
+    let parent = at.path.parent().unwrap().to_owned();
+    fs::create_dir(&parent).unwrap();
+    Some((scratch, parent))
+}
+
+#[test]
+fn a_parent_with_processes_is_named() {
+    let Some((mut scratch, parent)) = controlled("busy") else { return };
+    fs::create_dir(&scratch.cgroups.dirs[0].path).unwrap();
+    scratch.run("..", "exec sleep 60");
+    assert!(within(|| !fs::read_to_string(parent.join("cgroup.procs")).unwrap().is_empty()));
+    fs::remove_dir(&scratch.cgroups.dirs[0].path).unwrap();
+    let limits = new_limits(r#"{"memory": {"limit": 33554432}}"#, true);
+    let error = Cgroup::create(&scratch.cgroups, &limits).unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+    assert!(error.to_string().contains("has processes of its own: write \"+memory\""), "{error}");
+    assert!(!scratch.cgroups.dirs[0].path.exists());
+    // What knows threads works all the same.
+    let limits = new_limits(r#"{"pids": {"limit": 5}, "cpu": {"shares": 2048}}"#, true);
+    let cgroup = Cgroup::create(&scratch.cgroups, &limits).unwrap();
+    assert_eq!(scratch.read("pids", "cgroup.type"), "threaded");
+    assert_eq!(scratch.read("pids", "pids.max"), "5");
+    let pid = scratch.run("", "exec sleep 60");
+    assert!(within(|| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap().contains("/box")));
+    cgroup.kill_all(libc::SIGKILL).unwrap();
+    assert!(within(|| cgroup.empty().unwrap()));
+    carry_out(&cgroup.remove().unwrap()).unwrap();
+}
+
+#[test]
+fn below_a_threaded_parent_only_limits_of_threads_are() {
+    let Some((scratch, parent)) = controlled("threads") else { return };
+    fs::write(parent.join("cgroup.type"), "threaded").unwrap();
+    let limits = new_limits(r#"{"memory": {"limit": 33554432}}"#, true);
+    let error = Cgroup::create(&scratch.cgroups, &limits).unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("is of type \"threaded\", without \"memory.max\""), "{text}");
+    let cgroup =
+        Cgroup::create(&scratch.cgroups, &new_limits(r#"{"pids": {"limit": 5}}"#, true)).unwrap();
+    assert_eq!(scratch.read("pids", "cgroup.type"), "threaded");
+    carry_out(&cgroup.remove().unwrap()).unwrap();
+}
+
+/// Every file after an update and after its way back.
+#[test]
+fn an_update_and_its_way_back_with_controllers() {
+    let Some((mut scratch, _)) = controlled("update") else { return };
+    let limits = new_limits(
+        r#"{"cpu": {"shares": 512, "quota": 50000, "period": 200000, "cpus": "0"},
+            "memory": {"limit": 67108864, "swap": 67108864, "reservation": 1048576},
+            "pids": {"limit": 9}, "unified": {"memory.high": "60000000"}}"#,
+        true,
+    );
+    let cgroup = Cgroup::create(&scratch.cgroups, &limits).unwrap();
+    scratch.run("", "exec sleep 60");
+    let files = [
+        "cpu.weight",
+        "cpu.max",
+        "cpuset.cpus",
+        "memory.max",
+        "memory.swap.max",
+        "memory.low",
+        "pids.max",
+        "memory.high",
+    ];
+    let all = || files.map(|file| scratch.read("", file));
+    let old = all();
+    let update = serde_json::from_str(
+        r#"{"cpu": {"shares": 1024, "quota": -1, "cpus": "0-1"},
+            "memory": {"limit": 33554432, "swap": -1, "reservation": -1},
+            "pids": {"limit": -1}, "unified": {"memory.high": "max"}}"#,
+    );
+    let update = cgroup.update(&update.unwrap()).unwrap();
+    cgroup.apply(&update.direct).unwrap();
+    carry_out(&update.ops).unwrap();
+    let new = ["100", "max 200000", "0-1", "33554432", "max", "max", "max", "max"];
+    assert_eq!(all(), new);
+    assert!(old.iter().zip(new).all(|(old, new)| old != new), "{old:?}");
+    carry_out(&update.undo).unwrap();
+    cgroup.set_back(&update).unwrap();
+    assert_eq!(all(), old);
+}
+
 /// Whether a process of the cgroup can open a device, each in its own process.
 fn opens(scratch: &mut Scratch, device: &str, redirect: &str) -> bool {
     scratch.run("", &format!("exec 3{redirect} {device}"));
@@ -103,6 +198,31 @@ fn devices_are_filtered() {
     carry_out(&scratch.cgroup().remove().unwrap()).unwrap();
     Cgroup::create(&scratch.cgroups, &new_limits(privileged, true)).unwrap();
     assert!(opens(&mut scratch, "/dev/kmsg", "<>"));
+}
+
+#[test]
+fn a_filter_is_replaced_without_a_moment_of_none() {
+    let Some(mut scratch) = scratch("window") else { return };
+    let Ok(_) = fs::File::open("/dev/kmsg") else { return eprintln!("skipped: needs /dev/kmsg") };
+    let limits = new_limits(r#"{"devices": [{"allow": false, "access": "rwm"}]}"#, true);
+    Cgroup::create(&scratch.cgroups, &limits).unwrap();
+    let dir = Dir::open(&scratch.cgroups.dirs[0]).unwrap().unwrap();
+    let file = std::env::temp_dir().join(format!("rs-test-{}-window", std::process::id()));
+    let path = file.display();
+    let tries = format!("until (: < /dev/kmsg) 2>/dev/null; do echo x >> {path}; done; exit 3");
+    scratch.run("", &tries);
+    let program: Vec<u64> =
+        limits.device_filter.unwrap().iter().map(|insn| insn.encode()).collect();
+    let tried = || fs::metadata(&file).map_or(0, |file| file.len());
+    let mut rounds = 0;
+    assert!(within(|| {
+        set_device_filter(dir.as_fd(), &program).unwrap();
+        rounds += 1;
+        rounds > 100 && tried() > 200
+    }));
+    let ended = scratch.children[0].try_wait().unwrap();
+    fs::remove_file(file).unwrap();
+    assert_eq!(ended, None, "it could open what it may not");
 }
 
 #[test]

@@ -311,13 +311,16 @@ fn network_and_rdma() {
 
 #[test]
 fn unified_is_verbatim_last_and_v2_only() {
-    let json = r#"{"unified": {"memory.high": "1G\n", "hugetlb.1MB.max": "", "cpu.max": "1 2"},
+    let json = r#"{"unified": {"memory.high": "1G\n", "hugetlb.1MB.max": "", "cpu.max": "1 2",
+        "io.max": "7:0 rbps=1\n7:1 wbps=2"},
         "pids": {"limit": 3}}"#;
     assert_eq!(
         v2(json),
         "pids.max = \"3\"\n\
          cpu.max = \"1 2\"\n\
          hugetlb.1MB.max = \"\"\n\
+         io.max = \"7:0 rbps=1\\n\"\n\
+         io.max = \"7:1 wbps=2\"\n\
          memory.high = \"1G\\n\"\n"
     );
     assert!(refused(false, json).contains("cgroup v2"));

@@ -174,7 +174,9 @@ fn unified(resources: &LinuxResources, writes: &mut Vec<Write>) -> Result<()> {
         if !named || file.contains(['/', '\0']) {
             return Err(Error::invalid(format!("linux.resources.unified: {file:?} is no file")));
         }
-        writes.push(Write::new(file, value));
+        // A file with a line for each device takes one of them at a time.
+        let lines = value.split_inclusive('\n').chain(value.is_empty().then_some(""));
+        writes.extend(lines.map(|line| Write::new(file, line)));
     }
     Ok(())
 }
