@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::{Value, json};
 
 use crate::api::State;
 use crate::bundle::ContainerRecord;
-use crate::cgroup::{Cgroup, Stats};
+use crate::cgroup::{Cgroup, Slice, Stats};
 use crate::error::{Error, Kind, Result};
 use crate::namespaces;
 use crate::plan::hooks::Hook;
@@ -42,6 +43,8 @@ pub struct Container {
     pub last: Option<Box<Stats>>,
     /// OOM kills that have been published.
     pub oom_kills: u64,
+    /// Of a scope: the slice that it is in.
+    pub slice: Option<Arc<Slice>>,
     /// Delete is at work on it.
     pub deleting: bool,
 }

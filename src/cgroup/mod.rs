@@ -34,7 +34,7 @@ mod tests;
 
 use dir::Dir;
 pub use layout::Layout;
-pub use oom::Notices;
+pub use oom::{Notices, Slice};
 pub use stats::Stats;
 pub use update::Update;
 pub(crate) use update::coded;

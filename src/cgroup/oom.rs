@@ -5,6 +5,8 @@
 //! of 128.) A notice is a reason to look at the counter, no more; it must never be counted itself.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -66,6 +68,47 @@ impl Notices {
             // The cgroup was removed by somebody else.
             Err(errno) => Err(errno).doing(|| "read an oom notice"),
         }
+    }
+}
+
+/// The kills of all scopes of a slice. systemd removes the cgroup of a scope that is empty, often
+/// before anybody could read its counter; that of the slice has counted the kill as well.
+#[derive(Debug)]
+pub struct Slice {
+    at: CgroupDir,
+    /// How many of them have been told of.
+    told: AtomicU64,
+}
+
+impl Slice {
+    /// None: the cgroup is no scope's, and stays.
+    pub fn of(cgroup: &Cgroup) -> Option<Slice> {
+        cgroup.unit()?;
+        let at = cgroup.dir_of("memory")?;
+        let at = CgroupDir { path: at.path.parent()?.into(), ..at.clone() };
+        let slice = Slice { at, told: AtomicU64::new(0) };
+        slice.told.store(slice.count()?, Relaxed);
+        Some(slice)
+    }
+
+    /// Whether a cgroup lies in it.
+    pub fn holds(&self, cgroup: &Cgroup) -> bool {
+        cgroup.dir_of("memory").is_some_and(|at| at.path.parent() == Some(self.at.path.as_path()))
+    }
+
+    fn count(&self) -> Option<u64> {
+        Dir::open(&self.at).ok()??.table("memory.events").ok()?.get("oom_kill").copied()
+    }
+
+    /// So many more have been told of, by the counter of a scope.
+    pub fn tell(&self, kills: u64) {
+        self.told.fetch_add(kills, Relaxed);
+    }
+
+    /// How many nobody has told of, which count as told from now on.
+    pub fn rest(&self) -> u64 {
+        let Some(count) = self.count() else { return 0 };
+        count.saturating_sub(self.told.fetch_max(count, Relaxed))
     }
 }
 

@@ -365,6 +365,7 @@ impl Shim {
             init: Process::parked(child, stdio, request.stdio.clone()),
             execs: Default::default(),
             oom_kills: cgroup.oom_kills().unwrap_or(0),
+            slice: oom::slice(&self.lock(), &cgroup),
             cgroup: cgroup.clone(),
             record,
             base,

@@ -84,7 +84,9 @@ impl Shim {
             if let Err(error) = container.thaw_to_die() {
                 log::warn!("container {id:?}: {error}");
             }
-            super::systemd::keep_numbers(self, container);
+            oom::last_look(self, &mut state, id, exit);
+            let Ok(container) = state.container_mut(id) else { return };
+            super::systemd::keep_numbers(container);
             (container.cgroup.clone(), container.base.own_pid_namespace)
         };
         if !own_pid_namespace {

@@ -6,27 +6,68 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::time::timeout;
 
-use super::Shim;
-use crate::cgroup::{Cgroup, Notices};
+use super::{Shim, State};
+use crate::cgroup::{Cgroup, Notices, Slice};
 use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::events::Event;
+use crate::events::{Event, Exit};
 use crate::reaper::{ExitWatch, ended};
 
 /// v1 gives notice before it chooses a victim: the counter grows a little later. It is looked at
 /// after 1, 2, 4… ms, the last time after two seconds; what is slower still is found at the next
 /// notice, or at the exit.
 const LATER_LOOKS: u32 = 11;
+/// The exit status of a process that SIGKILL has ended.
+const KILLED: u32 = 137;
 
 /// Tells if something was killed since the last look.
 pub(super) fn look(shim: &Shim, container: &mut Container) {
-    let kills = container.cgroup.oom_kills().unwrap_or(0);
-    if kills > container.oom_kills {
-        container.oom_kills = kills;
+    let new = container.cgroup.oom_kills().unwrap_or(0).saturating_sub(container.oom_kills);
+    if let Some(slice) = &container.slice {
+        slice.tell(new);
+    }
+    told(shim, container, new);
+}
+
+fn told(shim: &Shim, container: &mut Container, new: u64) {
+    if new > 0 {
+        container.oom_kills += new;
         shim.queue.push(Event::Oom { container_id: container.id.clone() });
     }
+}
+
+/// The same once the init has ended. systemd may have been quicker and removed a scope's cgroup: then
+/// the kills of its slice that are no other container's are its own. It has to have been killed
+/// itself, if there is another that they could belong to.
+pub(super) fn last_look(shim: &Shim, state: &mut State, id: &str, exit: Exit) {
+    let Some(container) = state.containers.get_mut(id) else { return };
+    look(shim, container);
+    let Some(slice) = container.slice.clone() else { return };
+    if container.cgroup.oom_kills().is_some() {
+        return;
+    }
+    let mut alone = true;
+    for (_, other) in state.containers.iter_mut().filter(|(other, _)| *other != id) {
+        if other.slice.as_ref().is_some_and(|other| Arc::ptr_eq(other, &slice)) {
+            alone = false;
+            look(shim, other);
+        }
+    }
+    if let Some(container) = state.containers.get_mut(id)
+        && (alone || exit.status == KILLED)
+    {
+        told(shim, container, slice.rest());
+    }
+}
+
+/// The slice of a new container's scope: one for all that are in it.
+pub(super) fn slice(state: &State, cgroup: &Cgroup) -> Option<Arc<Slice>> {
+    let there = state.containers.values().filter_map(|container| container.slice.as_ref());
+    let known = there.filter(|_| cgroup.unit().is_some()).find(|slice| slice.holds(cgroup));
+    known.cloned().or_else(|| Slice::of(cgroup).map(Arc::new))
 }
 
 /// Follows a container's notices until its init has ended.
@@ -42,7 +83,11 @@ pub(super) fn watch(shim: &Arc<Shim>, id: &str, cgroup: &Cgroup, mut exit: ExitW
         tokio::select! {
             biased;
             _ = ended(&mut exit) => {}
-            Err(error) = follow(&shim, &id, &notices, looks) => at_exit(&id, &error),
+            Err(error) = follow(&shim, &id, &notices, looks) => match error.errno() {
+                // systemd has removed an empty scope: the exit is on its way.
+                Some(Errno::ENODEV) => {}
+                _ => at_exit(&id, &error),
+            },
         }
     });
 }

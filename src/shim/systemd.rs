@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxResources, Spec};
 
-use super::{Shim, oom};
+use super::Shim;
 use crate::cgroup::{Cgroup, Stats};
 use crate::container::{Container, Freezer};
 use crate::error::{Error, Kind, Result};
@@ -197,11 +197,10 @@ fn beside_stub(mut limits: Limits) -> (Limits, Option<Write>) {
 }
 
 /// Keeps the numbers of a container whose init has ended, before systemd removes its cgroup.
-pub(super) fn keep_numbers(shim: &Shim, container: &mut Container) {
+pub(super) fn keep_numbers(container: &mut Container) {
     if container.cgroup.unit().is_none() {
         return;
     }
-    oom::look(shim, container);
     let read = container.cgroup.stats().ok().filter(|stats| stats.memory.is_some());
     // Too late for all but what is known.
     let mut last = read.unwrap_or_else(|| Stats { unified: true, ..Stats::default() });

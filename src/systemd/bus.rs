@@ -137,7 +137,11 @@ impl Bus {
         // The uid in decimal, each digit in hexadecimal.
         let uid = nix::unistd::geteuid().to_string();
         let uid: String = uid.bytes().map(|digit| format!("{digit:x}")).collect();
-        self.send("authenticate", format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes()).await?;
+        // BEGIN at once, as sd-bus has it: whoever sends it with the first call behind it may find systemd
+        // asleep over both. It takes what one read gave it for the handshake, and does not look
+        // for a message in there until more comes.
+        let hello = format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n");
+        self.send("authenticate", hello.as_bytes()).await?;
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             let mut byte = [0];
@@ -151,7 +155,6 @@ impl Bus {
             let text = format!("authenticate: {:?}", String::from_utf8_lossy(&line).trim_end());
             return Err(Failure::Broken(Error::new(Kind::FailedPrecondition, text)));
         }
-        self.send("authenticate", b"BEGIN\r\n").await?;
         if !self.direct {
             self.request(BUS, BUS_PATH, BUS, "Hello", &()).await?;
             self.request(BUS, BUS_PATH, BUS, "AddMatch", &(JOBS,)).await?;
