@@ -1,6 +1,6 @@
 # `make help` lists the targets. The scripts in hack/ do the work and can be called on their own.
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test check e2e critest critest-podsandbox test-compat clean
+.PHONY: help build tools demo test check e2e critest critest-podsandbox test-compat test-vm critest-vm clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,14 @@ critest-podsandbox: build ## the same for the shim in pause mode (sandboxer = 'p
 
 test-compat: build ## the same smoke on containerd 1.6, 1.7, 2.1, 2.3 and on docker
 	@hack/compat.sh
+
+test-vm: build ## cgroup v2, systemd, AppArmor, older kernels: in virtual machines
+	@hack/test-vm.sh
+
+critest-vm: build tools ## the whole of critest beside runc on cgroup v2: cgroupfs driver, then systemd's
+	@hack/registry.sh --unpack
+	@CRITEST_LIMIT=60m hack/vm.sh --memory 4096 --seconds 7200 -- hack/critest.sh rs runc
+	@CRITEST_LIMIT=60m hack/vm.sh --systemd --memory 4096 --seconds 7200 -- hack/critest.sh rs runc
 
 clean: ## what was built here; the private containerd is stopped first
 	hack/containerd.sh stop

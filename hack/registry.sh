@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command while a registry serves the test images to the private containerd: registry.sh COMMAND…, for example
-# `registry.sh hack/containerd.sh run -- crictl pull registry.k8s.io/pause:3.9`. Its status is the command's.
+# `registry.sh hack/containerd.sh run -- crictl pull registry.k8s.io/pause:3.9`. Its status is the command's. --unpack: only fetches it.
 # The registry is Debian's docker-registry, at 127.0.0.1:5000 in containerd's network namespace. containerd.sh has it asked for the
 # images of every registry, so that names are what they are elsewhere. Its files are beside containerd's, and go with them.
 # It must never fetch an image from elsewhere, nor outlive the command, nor install the package (its script would start a server).
@@ -33,6 +33,11 @@ push() {
 	cp "$stamp" "$dir/pushed"
 }
 
+if [[ $1 == --unpack ]]; then
+	mkdir -p "$tools/bin"
+	unpack docker-registry usr/bin/docker-registry
+	exit
+fi
 "$hack/containerd.sh" start
 eval "$("$hack/containerd.sh" env)"
 dir=${CONTAINERD_LOG%/*}/registry

@@ -24,6 +24,7 @@ systemd() {
 (($#)) || set -- cargo newer pods systemd
 "$hack/tools.sh"
 "$hack/images.sh"
+"$hack/registry.sh" --unpack
 mkdir -p "$reports"
 failed=()
 for step in "$@"; do

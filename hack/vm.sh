@@ -84,7 +84,7 @@ trap end EXIT
 trap 'exit 130' INT TERM
 printf '%q ' "$@" >"$run/command"
 declare -p PATH HOME >"$run/environment"
-for name in CARGO_HOME RUSTUP_HOME SHIM_DIR LOG_LEVEL; do [[ ! -v $name ]] || declare -p "$name" >>"$run/environment"; done
+for name in CARGO_HOME RUSTUP_HOME SHIM_DIR LOG_LEVEL CRITEST_LIMIT LIMITS_DRIVER TEST_SECONDS RUNTIME_TEST_SECONDS; do [[ ! -v $name ]] || declare -p "$name" >>"$run/environment"; done
 sed -i 's/^declare -[^ ]*/export/' "$run/environment"
 initramfs
 share
