@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use zvariant::{OwnedObjectPath, OwnedValue, Value};
 
 pub use bus::socket_to;
@@ -20,6 +20,9 @@ use bus::{Bus, Failure};
 
 use crate::error::{Doing, Error, Kind, Result};
 use crate::plan::systemd::{Property, Unit};
+
+/// Before a start is tried again: systemd may hang up on it each time.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Where systemd is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +91,7 @@ impl<'a, F: Fn(&Path) -> Result<StdStream, Errno> + Sync> Systemd<'a, F> {
                 Err(Failure::Lost(_)) if inside() => break Ok(()),
                 Err(Failure::Lost(error)) if Instant::now() < end => {
                     log::warn!("start unit {:?}: {error}: again", unit.name);
+                    sleep(PAUSE).await;
                 }
                 Err(Failure::Refused { name, .. }) if name == "UnitExists" => {
                     // That of a call whose answer was lost.

@@ -115,8 +115,14 @@ impl Cgroup {
         if !handed_on {
             return Ok(self);
         }
-        let moved = layout::of_process(init).doing(|| "the cgroup of init")?;
-        Ok(Cgroup::from_record(moved))
+        let moved = Cgroup::from_record(layout::of_process(init).doing(|| "the cgroup of init")?);
+        let (own, there) = (&self.main()?.path, &moved.main()?.path);
+        // What is born elsewhere has other limits, and is not there when the container is killed.
+        if !there.starts_with(own) {
+            let text = format!("init is in cgroup {there:?}, which is not below {own:?}");
+            return Err(Error::new(Kind::FailedPrecondition, text));
+        }
+        Ok(moved)
     }
 
     /// The hierarchy whose word counts for who is in the cgroup. A container with systemd in it

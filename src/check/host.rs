@@ -82,8 +82,12 @@ pub fn own_profile() -> Option<String> {
     let profile = read("/proc/thread-self/attr/apparmor/current")
         .or_else(|| read("/proc/thread-self/attr/current"))?;
     let profile = profile.trim_end_matches(['\0', '\n']);
-    let confined = enabled.starts_with('Y') && !["", "unconfined"].contains(&profile);
-    confined.then(|| profile.to_owned())
+    (enabled.starts_with('Y') && confines(profile)).then(|| profile.to_owned())
+}
+
+/// `cri-containerd.apparmor.d (enforce)`; `name (unconfined)` is a profile that names, and allows all.
+pub(super) fn confines(profile: &str) -> bool {
+    !["", "unconfined"].contains(&profile) && !profile.ends_with(" (unconfined)")
 }
 
 /// Each is made by a child: a kernel may have one, and a limit or a module forbid it.

@@ -42,6 +42,16 @@ fn only_what_is_needed_counts() {
 }
 
 #[test]
+fn a_profile_that_allows_all_confines_nobody() {
+    for profile in ["", "unconfined", "containerd (unconfined)"] {
+        assert!(!host::confines(profile), "{profile:?}");
+    }
+    for profile in ["a (enforce)", "a (complain)", "a//&unconfined (mixed)", "a"] {
+        assert!(host::confines(profile), "{profile:?}");
+    }
+}
+
+#[test]
 fn who_may_not_ask_does_not_know() {
     let (root, user) = (Asker { admin: true }, Asker { admin: false });
     assert_eq!(root.found(Err(Errno::EPERM)), Found::No("EPERM".into()));

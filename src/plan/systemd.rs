@@ -122,16 +122,22 @@ pub fn scope(unit: &Unit, id: &str, spec: &Spec, version: u32) -> Result<Vec<Pro
     ];
     let accounts = ["MemoryAccounting", "CPUAccounting", "IOAccounting", "TasksAccounting"];
     all.extend(accounts.map(|name| Property::new(name, true)));
+    let mut last = Vec::new();
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     if let Some(resources) = resources {
-        all.extend(limits(resources, None, version)?);
-        all.extend(limits::oom_policy(resources, version)?);
+        last.extend(limits(resources, None, version)?);
+        last.extend(limits::oom_policy(resources, version)?);
     }
+    // A pod's annotations do not lift its limits: systemd would write them to the files at its next
+    // reload. So limits come last, for `MemoryMaxScale` is another name of `MemoryMax`.
     for property in annotations::properties(spec)? {
         // systemd takes a list that comes twice for one.
         all.retain(|other| other.name != property.name);
-        all.push(property);
+        if last.iter().all(|limit| limit.name != property.name) {
+            all.push(property);
+        }
     }
+    all.extend(last);
     Ok(all)
 }
 

@@ -46,6 +46,7 @@ const MEMBER: u8 = 3;
 const ERROR_NAME: u8 = 4;
 const REPLY_SERIAL: u8 = 5;
 const DESTINATION: u8 = 6;
+const SENDER: u8 = 7;
 const SIGNATURE: u8 = 8;
 /// A header up to its fields; the last word says how long those are.
 const FIXED: usize = 16;
@@ -80,8 +81,17 @@ pub(super) struct Bus {
     end: Instant,
     /// There is no bus between us and systemd.
     direct: bool,
-    /// Jobs that have ended: path, result.
-    removed: Vec<(String, String)>,
+    /// Who has answered the last call; empty without a bus.
+    peer: String,
+    /// Jobs that have ended.
+    removed: Vec<Removed>,
+}
+
+#[derive(Debug)]
+struct Removed {
+    sender: String,
+    job: String,
+    result: String,
 }
 
 #[derive(Debug)]
@@ -90,6 +100,8 @@ struct Message {
     reply_to: u32,
     error: String,
     member: String,
+    /// The bus puts it there.
+    sender: String,
     body: Vec<u8>,
 }
 
@@ -115,8 +127,8 @@ impl Bus {
                     Ok(stream) => {
                         let stream = UnixStream::from_std(stream);
                         let stream = stream.doing(|| "epoll_ctl(bus)").map_err(Failure::Broken)?;
-                        let removed = Vec::new();
-                        let mut bus = Bus { stream, serial: 0, end, direct, removed };
+                        let (peer, removed) = (String::new(), Vec::new());
+                        let mut bus = Bus { stream, serial: 0, end, direct, peer, removed };
                         bus.greet().await?;
                         return Ok(bus);
                     }
@@ -221,6 +233,7 @@ impl Bus {
         loop {
             let message = self.next(member).await?;
             if message.reply_to == self.serial && message.kind == REPLY {
+                self.peer = message.sender;
                 return Ok(message.body);
             }
             if message.reply_to == self.serial && message.kind == ERROR {
@@ -239,11 +252,13 @@ impl Bus {
         }
     }
 
-    /// How a job ends. It may have ended before its call was answered.
+    /// How a job ends. It may have ended before its call was answered. A bus lets every user send
+    /// signals to us, whatever we listen for, but answers only those who were asked.
     pub async fn job(&mut self, job: &str) -> Result<String, Failure> {
         loop {
-            if let Some((_, result)) = self.removed.iter().find(|(path, _)| path == job) {
-                return Ok(result.clone());
+            let ours = |removed: &&Removed| removed.job == job && removed.sender == self.peer;
+            if let Some(removed) = self.removed.iter().find(ours) {
+                return Ok(removed.result.clone());
             }
             self.next("JobRemoved").await?;
         }
@@ -269,10 +284,11 @@ impl Bus {
         let message = Message::read(bytes, header).doing(|| what);
         let message = message.map_err(Failure::Broken)?;
         if message.kind == SIGNAL && message.member == "JobRemoved" {
-            type Removed<'a> = (u32, ObjectPath<'a>, String, String);
+            type Body<'a> = (u32, ObjectPath<'a>, String, String);
             let data = Data::new(&message.body[..], context());
-            if let Ok(((_, job, _, result), _)) = data.deserialize::<Removed<'_>>() {
-                self.removed.push((job.to_string(), result));
+            if let Ok(((_, job, _, result), _)) = data.deserialize::<Body<'_>>() {
+                let (sender, job) = (message.sender.clone(), job.to_string());
+                self.removed.push(Removed { sender, job, result });
             }
         }
         Ok(message)
@@ -291,6 +307,7 @@ impl Message {
             reply_to: 0,
             error: String::new(),
             member: String::new(),
+            sender: String::new(),
             body,
         };
         for (field, value) in fixed.6 {
@@ -298,6 +315,7 @@ impl Message {
                 (REPLY_SERIAL, Value::U32(serial)) => message.reply_to = serial,
                 (ERROR_NAME, Value::Str(name)) => message.error = name.to_string(),
                 (MEMBER, Value::Str(name)) => message.member = name.to_string(),
+                (SENDER, Value::Str(name)) => message.sender = name.to_string(),
                 _ => {}
             }
         }

@@ -24,6 +24,8 @@ enum Answer {
     Job(&'static str),
     /// The end of the job, and then the job.
     Early,
+    /// Somebody on the bus says that the job has failed, and then it is done.
+    Forged,
     Refuse(&'static str),
     HangUp,
     Silence,
@@ -143,6 +145,13 @@ async fn serve(
             Answer::Done => reply(serial, &()),
             Answer::Refuse(name) => refusal(serial, name),
             Answer::Early => [ended(job.clone(), "done"), reply(serial, &(job,))].concat(),
+            Answer::Forged => {
+                let body = (7u32, job.clone(), "a-b.scope", "failed");
+                let forged = from(":1.66", 4, removed(), &body);
+                let answer = from(":1.0", 2, vec![(5, Value::U32(serial))], &(job.clone(),));
+                let body = (7u32, job, "a-b.scope", "done");
+                [forged, answer, from(":1.0", 4, removed(), &body)].concat()
+            }
             Answer::Job(result) => {
                 let mut bytes = reply(serial, &(job.clone(),));
                 bytes.extend(ended(other, "failed"));
@@ -181,13 +190,25 @@ fn refusal(serial: u32, name: &str) -> Vec<u8> {
 }
 
 fn signal<B: serde::Serialize + DynamicType>(body: &B) -> Vec<u8> {
+    message(4, removed(), body)
+}
+
+/// What the bus makes of a message: it says who sent it.
+fn from<B>(sender: &'static str, kind: u8, mut fields: Vec<(u8, Value<'_>)>, body: &B) -> Vec<u8>
+where
+    B: serde::Serialize + DynamicType,
+{
+    fields.push((7, Value::from(sender)));
+    message(kind, fields, body)
+}
+
+fn removed() -> Vec<(u8, Value<'static>)> {
     let path = ObjectPath::try_from("/org/freedesktop/systemd1").unwrap();
-    let fields = vec![
+    vec![
         (1, Value::from(path)),
         (2, Value::from("org.freedesktop.systemd1.Manager")),
         (3, Value::from("JobRemoved")),
-    ];
-    message(4, fields, body)
+    ]
 }
 
 const START: &str = "StartTransientUnit ssa(sv)a(sa(sv))";
@@ -297,6 +318,20 @@ async fn the_bus_where_systemd_itself_cannot_be_reached() {
             "StartTransientUnit to org.freedesktop.systemd1 ssa(sv)a(sa(sv))"
         ]
     );
+}
+
+#[tokio::test]
+async fn a_signal_of_somebody_else_ends_no_job() {
+    let peer = Peer::new("forged", true, &[Answer::Forged]);
+    peer.start(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_peer_that_always_hangs_up_is_not_asked_without_pause() {
+    let peer = Peer::new("hangs-up", false, &[Answer::HangUp]);
+    peer.start(false).await.unwrap_err();
+    let calls = peer.calls().len();
+    assert!(calls <= 11, "{calls} calls");
 }
 
 #[test]

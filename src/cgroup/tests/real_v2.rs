@@ -48,6 +48,32 @@ fn pause_kill_and_remove() {
 }
 
 #[test]
+fn an_exec_follows_its_init_but_not_out_of_its_cgroup() {
+    let Some(mut scratch) = scratch("follow") else { return };
+    let cgroup = Cgroup::create(&scratch.cgroups, &Limits::default()).unwrap();
+    let own = Dir::open(&scratch.cgroups.dirs[0]).unwrap().unwrap();
+    if own.write("cgroup.subtree_control", "+pids").is_err() {
+        eprintln!("skipped: v2 has no controllers here");
+        return;
+    }
+    own.make("inner".as_ref()).unwrap();
+    let outside = own.path().with_file_name("box2");
+    fs::create_dir(&outside).unwrap();
+    let inner = scratch.run("inner", "exec sleep 60");
+    assert!(within(|| cgroup.pids().unwrap() == [inner]));
+    let followed = cgroup.clone().for_process(inner).unwrap();
+    assert_eq!(followed.cgroups().dirs[0].path, own.path().join("inner"));
+    fs::write(outside.join("cgroup.procs"), inner.to_string()).unwrap();
+    let error = cgroup.clone().for_process(inner).unwrap_err();
+    fs::write(own.path().join("inner/cgroup.procs"), inner.to_string()).unwrap();
+    fs::remove_dir(&outside).unwrap();
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+    assert!(error.to_string().contains("box2\", which is not below"), "{error}");
+    cgroup.kill_all(libc::SIGKILL).unwrap();
+    assert!(within(|| cgroup.empty().unwrap()));
+}
+
+#[test]
 fn kill_without_the_kernels_help() {
     let Some(mut scratch) = scratch("each") else { return };
     let cgroup = Cgroup::create(&scratch.cgroups, &Limits::default()).unwrap();

@@ -329,6 +329,10 @@ fn unified_is_verbatim_last_and_v2_only() {
         let json = format!(r#"{{"unified": {{"{file}": "1"}}}}"#);
         assert!(refused(true, &json).contains("is no file"), "{file}");
     }
+    for file in ["cgroup.procs", "cgroup.threads"] {
+        let json = format!(r#"{{"unified": {{"{file}": "1"}}}}"#);
+        assert!(refused(true, &json).contains("is no limit"), "{file}");
+    }
 }
 
 const DEFAULTS: &str = "devices.deny = \"a\"\n\

@@ -174,6 +174,10 @@ fn unified(resources: &LinuxResources, writes: &mut Vec<Write>) -> Result<()> {
         if !named || file.contains(['/', '\0']) {
             return Err(Error::invalid(format!("linux.resources.unified: {file:?} is no file")));
         }
+        // By these any process of the host could be taken, and killed with the container.
+        if ["cgroup.procs", "cgroup.threads"].contains(&file.as_str()) {
+            return Err(Error::invalid(format!("linux.resources.unified: {file:?} is no limit")));
+        }
         // A file with a line for each device takes one of them at a time.
         let lines = value.split_inclusive('\n').chain(value.is_empty().then_some(""));
         writes.extend(lines.map(|line| Write::new(file, line)));

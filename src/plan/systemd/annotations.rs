@@ -1,4 +1,7 @@
 //! `org.systemd.property.*`: properties that a spec gives its scope by annotations. Pure.
+//!
+//! Annotations come from pods, if the configuration lets them through. They must never reach beyond
+//! the scope: `Wants` and `Conflicts` start and stop services of the host, `SuccessAction` reboots it.
 
 use oci_spec::runtime::Spec;
 use zvariant::Value;
@@ -7,8 +10,38 @@ use super::{Property, text};
 use crate::error::{Doing, Error, Result};
 
 const PREFIX: &str = "org.systemd.property.";
-/// The unit would not be ours any more, or not the one that is on record.
-const OURS: [&str; 2] = ["Slice", "PIDs"];
+/// Limits, and how a scope is ended: how the names of such properties begin.
+const FAMILIES: [&str; 14] = [
+    "Allowed",
+    "CPU",
+    "IO",
+    "Kill",
+    "Memory",
+    "RuntimeMax",
+    "RuntimeRandomizedExtra",
+    "SendSIG",
+    "StartupAllowed",
+    "StartupCPU",
+    "StartupIO",
+    "StartupMemory",
+    "Tasks",
+    "TimeoutStop",
+];
+/// Others that concern the scope alone, or at most the order in which it is stopped. Not `Slice`,
+/// `PIDs`, `Delegate`, `User`: it would not be ours any more, or not the one that is on record.
+const OTHERS: [&str; 11] = [
+    "After",
+    "Before",
+    "CollectMode",
+    "DefaultDependencies",
+    "Description",
+    "DevicePolicy",
+    "Documentation",
+    "FinalKillSignal",
+    "OOMPolicy",
+    "RestartKillSignal",
+    "WatchdogSignal",
+];
 
 /// In the order of their names.
 pub(super) fn properties(spec: &Spec) -> Result<Vec<Property>> {
@@ -22,7 +55,8 @@ pub(super) fn properties(spec: &Spec) -> Result<Vec<Property>> {
 }
 
 fn property(name: &str, value: &str) -> Result<Property> {
-    if name.len() < 3 || !name.bytes().all(|b| b.is_ascii_alphabetic()) || OURS.contains(&name) {
+    let known = FAMILIES.iter().any(|begin| name.starts_with(begin)) || OTHERS.contains(&name);
+    if !known || !name.bytes().all(|b| b.is_ascii_alphabetic()) {
         return Err(Error::invalid("no property of a scope that can be set"));
     }
     let value = text::parse(value)?;

@@ -112,8 +112,18 @@ fn annotations_that_are_none() {
     for (key, value, want) in [
         ("Slice", "'b.slice'", "no property of a scope that can be set"),
         ("PIDs", "[uint32 1]", "no property of a scope that can be set"),
+        ("PIDFDs", "[uint32 1]", "no property of a scope that can be set"),
+        ("Delegate", "false", "no property of a scope that can be set"),
+        ("User", "'nobody'", "no property of a scope that can be set"),
+        ("Wants", "['debug-shell.service']", "no property of a scope that can be set"),
+        ("Conflicts", "['kubelet.service']", "no property of a scope that can be set"),
+        ("OnFailure", "['poweroff.target']", "no property of a scope that can be set"),
+        ("SuccessAction", "'reboot-force'", "no property of a scope that can be set"),
+        ("JobTimeoutAction", "'reboot-force'", "no property of a scope that can be set"),
+        ("RequiresMountsFor", "['/mnt']", "no property of a scope that can be set"),
+        ("IPIngressFilterPath", "['/sys/fs/bpf/x']", "no property of a scope that can be set"),
         ("Ab", "1", "no property of a scope that can be set"),
-        ("A-bc", "1", "no property of a scope that can be set"),
+        ("CPU-bc", "1", "no property of a scope that can be set"),
         ("TimeoutStopSec", "'5'", "is not a number of seconds"),
         ("TimeoutStopSec", "-5", "is not a number of seconds"),
         ("CPUWeight", "uint64 -1", "\"-1\" is not of type \"t\""),
@@ -123,7 +133,7 @@ fn annotations_that_are_none() {
         ("After", "['a', 5]", "ignature"),
         ("After", "[]", "needs its type"),
         ("After", "'a", "without its end"),
-        ("DeviceAllow", "[('/dev/x', 'r')]", "not supported"),
+        ("IODeviceWeight", "[('/dev/x', 5)]", "not supported"),
     ] {
         let key = format!("org.systemd.property.{key}");
         let error = annotations::properties(&spec("a.slice:b:c", &[(&key, value)])).unwrap_err();
@@ -132,6 +142,36 @@ fn annotations_that_are_none() {
         assert!(error.starts_with(&format!("annotation {key:?}: ")), "{error}");
         assert!(error.contains(want), "{key}={value}: {error}");
     }
+}
+
+#[test]
+fn an_annotation_lifts_no_limit() {
+    let mut spec = spec(
+        "a.slice:b:c",
+        &[
+            ("org.systemd.property.MemoryMax", "uint64 18446744073709551615"),
+            ("org.systemd.property.MemoryMaxScale", "uint32 4294967295"),
+            ("org.systemd.property.TasksMax", "uint64 5"),
+        ],
+    );
+    let limits = resources(r#"{"memory": {"limit": 4096}}"#);
+    spec.linux_mut().as_mut().unwrap().set_resources(Some(limits));
+    let unit = unit(&spec).unwrap().unwrap();
+    let all = lines(&scope(&unit, "web", &spec, 0).unwrap());
+    let set: Vec<&str> = all.lines().filter(|line| line.contains("Max")).collect();
+    let want =
+        ["MemoryMaxScale = uint32 4294967295", "TasksMax = uint64 5", "MemoryMax = uint64 4096"];
+    assert_eq!(set, want);
+}
+
+#[test]
+fn a_text_that_would_fill_the_stack() {
+    for begin in ["[", "uint64 ", "@as ", "@", "@a"] {
+        let text = begin.repeat(100_000);
+        assert!(text::parse(&text).is_err(), "{begin}");
+    }
+    let signature = format!("@{} []", "a".repeat(100_000));
+    assert!(text::parse(&signature).is_err());
 }
 
 #[test]

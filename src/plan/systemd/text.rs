@@ -21,27 +21,31 @@ const TYPES: [(&str, char); 11] = [
     ("objectpath", 'o'),
 ];
 
+/// Types and lists in each other. The text comes from a pod and the stack is finite.
+const DEEPEST: u8 = 8;
+
 /// Reads one value; nothing may follow it.
 pub(super) fn parse(text: &str) -> Result<Value<'static>> {
     let mut rest = text;
-    let value = value(&mut rest, None)?;
+    let value = value(&mut rest, None, DEEPEST)?;
     match rest.trim_start() {
         "" => Ok(value),
         more => Err(Error::invalid(format!("{more:?} follows the value"))),
     }
 }
 
-fn value(rest: &mut &str, given: Option<&str>) -> Result<Value<'static>> {
+fn value(rest: &mut &str, given: Option<&str>, depth: u8) -> Result<Value<'static>> {
+    let depth = depth.checked_sub(1).ok_or_else(|| Error::invalid("it is nested too deeply"))?;
     *rest = rest.trim_start();
     if let Some(after) = rest.strip_prefix('@') {
         let end = after.find(char::is_whitespace).unwrap_or(after.len());
         let (signature, after) = after.split_at(end);
         *rest = after;
-        return value(rest, Some(signature));
+        return value(rest, Some(signature), depth);
     }
     if let Some(after) = rest.strip_prefix('[') {
         *rest = after;
-        return array(rest, given);
+        return array(rest, given, depth);
     }
     if rest.starts_with(['\'', '"']) {
         return string(rest).and_then(|text| single(&text, given.unwrap_or("s")));
@@ -56,7 +60,7 @@ fn value(rest: &mut &str, given: Option<&str>) -> Result<Value<'static>> {
     let (word, after) = rest.split_at(end);
     *rest = after;
     if let Some((_, signature)) = TYPES.iter().find(|(keyword, _)| *keyword == word) {
-        return value(rest, Some(&signature.to_string()));
+        return value(rest, Some(&signature.to_string()), depth);
     }
     let natural = match word {
         "true" | "false" => "b",
@@ -66,7 +70,7 @@ fn value(rest: &mut &str, given: Option<&str>) -> Result<Value<'static>> {
     single(word, given.unwrap_or(natural))
 }
 
-fn array(rest: &mut &str, given: Option<&str>) -> Result<Value<'static>> {
+fn array(rest: &mut &str, given: Option<&str>, depth: u8) -> Result<Value<'static>> {
     let element = given.map(|given| given.strip_prefix('a').ok_or_else(|| mismatch("[", given)));
     let element = element.transpose()?;
     let mut values = Vec::new();
@@ -80,7 +84,7 @@ fn array(rest: &mut &str, given: Option<&str>) -> Result<Value<'static>> {
             let comma = rest.strip_prefix(',');
             *rest = comma.ok_or_else(|| Error::invalid(format!("{rest:?}: a comma is missing")))?;
         }
-        values.push(value(rest, element)?);
+        values.push(value(rest, element, depth)?);
     }
     let signature = match (element, values.first()) {
         (Some(element), _) => Signature::try_from(element)
