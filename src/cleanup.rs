@@ -51,6 +51,12 @@ pub struct Outcome {
 
 /// Runs every step whatever the others did; what failed is logged.
 pub fn delete(request: &Request) -> Outcome {
+    delete_by(request, systemd::Places::default())
+}
+
+/// The same, with systemd in another place.
+pub fn delete_by(request: &Request, places: systemd::Places) -> Outcome {
+    let mut places = Some(places);
     let end = Instant::now() + LIMIT;
     let bundle = &request.bundle;
     let log = |result: Result<()>| {
@@ -75,7 +81,7 @@ pub fn delete(request: &Request) -> Outcome {
     }
     let mut ended = None;
     let mut remove = |record: &ContainerRecord| {
-        let (init, result) = remove_container(bundle, record, end);
+        let (init, result) = remove_container(bundle, record, &mut places, end);
         if record.id == request.id {
             ended = ended.take().or(init);
         }
@@ -107,9 +113,11 @@ pub fn delete(request: &Request) -> Outcome {
 }
 
 /// Kills what a container's record names, and removes its cgroup. Its init, if that was still there.
+/// `systemd`: none, once it has not answered: to ask it for every container would take all the time.
 fn remove_container(
     bundle: &Path,
     record: &ContainerRecord,
+    systemd: &mut Option<systemd::Places>,
     end: Instant,
 ) -> (Option<OwnedFd>, Result<()>) {
     let cgroup = Cgroup::from_record(record.cgroups.clone()).in_unit(record.unit.clone());
@@ -120,11 +128,14 @@ fn remove_container(
         None
     });
     errors.extend(empty(&cgroup, end).err());
-    if let Some(unit) = cgroup.unit()
-        && let Err(error) = stop_scope(unit, end)
+    if let (Some(unit), Some(places)) = (cgroup.unit(), systemd.as_ref())
+        && let Err(error) = stop_scope(unit, places, end)
     {
         // systemd forgets a scope without processes by itself, once it is well.
         log::warn!("{error}");
+        if [Kind::DeadlineExceeded, Kind::Unavailable].contains(&error.kind()) {
+            *systemd = None;
+        }
     }
     errors.extend(cgroup.remove().and_then(|ops| remove(ops, end)).err());
     let groups = plan::remove(&record.resctrl);
@@ -138,12 +149,11 @@ fn remove_container(
 }
 
 /// Makes systemd forget a scope.
-fn stop_scope(unit: &str, end: Instant) -> Result<()> {
+fn stop_scope(unit: &str, places: &systemd::Places, end: Instant) -> Result<()> {
     let limit = SCOPE_LIMIT.min(end.saturating_duration_since(Instant::now()));
-    let places = systemd::Places::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.doing(|| "epoll_create")?;
-    let systemd = systemd::Systemd::new(&places, systemd::socket_to, limit)?;
+    let systemd = systemd::Systemd::new(places, systemd::socket_to, limit)?;
     runtime.block_on(systemd.stop(unit))
 }
 

@@ -12,17 +12,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 use zvariant::{OwnedObjectPath, OwnedValue, Value};
 
 pub use bus::socket_to;
-use bus::{Bus, Failure};
+use bus::{AGAIN, Bus, Failure};
 
 use crate::error::{Doing, Error, Kind, Result};
 use crate::plan::systemd::{Property, Unit};
-
-/// Before a start is tried again: systemd may hang up on it each time.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Where systemd is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,18 +82,21 @@ impl<'a, F: Fn(&Path) -> Result<StdStream, Errno> + Sync> Systemd<'a, F> {
         inside: impl Fn() -> bool,
     ) -> Result<()> {
         let end = Instant::now() + self.limit;
-        let mut known = false;
+        let (mut reset, mut lost) = (false, false);
         let result = loop {
-            match self.start_once(unit, pid, properties, &mut known, end).await {
+            match self.start_once(unit, pid, properties, &mut reset, end).await {
                 Err(Failure::Lost(_)) if inside() => break Ok(()),
-                Err(Failure::Lost(error)) if Instant::now() < end => {
+                Err(Failure::Lost(error)) if again(end).await => {
+                    lost = true;
                     log::warn!("start unit {:?}: {error}: again", unit.name);
-                    sleep(PAUSE).await;
                 }
                 Err(Failure::Refused { name, .. }) if name == "UnitExists" => {
-                    // That of a call whose answer was lost.
+                    // That of a call whose answer was lost. It may be on its way yet.
                     if inside() {
                         break Ok(());
+                    }
+                    if lost && again(end).await {
+                        continue;
                     }
                     let text = "it exists, and is not ours";
                     break Err(Error::new(Kind::FailedPrecondition, text));
@@ -158,9 +158,11 @@ impl<'a, F: Fn(&Path) -> Result<StdStream, Errno> + Sync> Systemd<'a, F> {
             done.map_err(|failure| named("SetUnitProperties", failure))
         };
         // To set them twice is as good as once.
-        let result = match once().await {
-            Err(Failure::Lost(_)) => once().await,
-            result => result,
+        let result = loop {
+            match once().await {
+                Err(Failure::Lost(_)) if again(end).await => {}
+                result => break result,
+            }
         };
         result.map_err(Error::from).doing(|| format!("set properties of unit {unit:?}"))
     }
@@ -187,12 +189,24 @@ impl<'a, F: Fn(&Path) -> Result<StdStream, Errno> + Sync> Systemd<'a, F> {
                 Err(failure) => Err(failure),
             }
         };
-        let result = match once().await {
-            Err(Failure::Lost(_)) => once().await,
-            result => result,
+        let result = loop {
+            match once().await {
+                Err(Failure::Lost(_)) if again(end).await => {}
+                result => break result,
+            }
         };
         result.map_err(Error::from).doing(|| format!("stop unit {unit:?}"))
     }
+}
+
+/// Lets some time pass after a connection was lost: systemd takes a while to start anew, and one that
+/// hangs up at once must not keep the loop busy. False: the deadline is too near.
+async fn again(end: Instant) -> bool {
+    let next = Instant::now() + AGAIN;
+    if next < end {
+        sleep_until(next).await;
+    }
+    next < end
 }
 
 /// A refusal says which call it answers; the others say it themselves.

@@ -257,9 +257,6 @@ impl Cgroup {
                 ops.push(Op::Rmdir { path: c_string(path.as_os_str().as_bytes())? });
             }
         }
-        if !ops.is_empty() {
-            ops.push(Op::Exit);
-        }
         Ok(ops)
     }
 

@@ -30,6 +30,8 @@ use crate::{sys, user};
 
 /// How long the cgroup of a failed Create may take to go.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+/// And how many of those that it made itself go in that time.
+const REMOVE_AT_ONCE: usize = 10_000;
 
 /// How long the network devices of a Create may take to be moved.
 const DEVICES_LIMIT: Duration = Duration::from_secs(30);
@@ -317,15 +319,20 @@ impl Shim {
         Ok((child, stdio))
     }
 
+    /// From now on a Create ends with this child.
+    pub(super) fn to_be_killed(&self, id: &str, child: &Child) {
+        if let Some(entry) = self.lock().creating.get_mut(id) {
+            *entry = Some(Arc::clone(&child.pidfd));
+        }
+        // A Delete may wait for a child to kill.
+        self.changed.notify_waiters();
+    }
+
     /// Waits until a child has stopped at this step. Its plan may go on in another process before:
     /// it is that one that Kill has to find.
     async fn reach(&self, id: &str, child: &mut Child, stop: &Op) -> Result<()> {
         loop {
-            if let Some(entry) = self.lock().creating.get_mut(id) {
-                *entry = Some(Arc::clone(&child.pidfd));
-            }
-            // A Delete may wait for a child to kill.
-            self.changed.notify_waiters();
+            self.to_be_killed(id, child);
             if child.reached(stop).await? {
                 return Ok(());
             }
@@ -395,11 +402,13 @@ impl Shim {
     /// Removes a cgroup off the loop.
     pub(super) async fn remove_cgroup(&self, cgroup: &Cgroup) -> Result<()> {
         self.stop_scope(cgroup).await;
-        let ops = cgroup.remove()?;
-        if ops.is_empty() {
-            return Ok(());
+        // A container that may make cgroups can make more than a plan has steps.
+        for ops in cgroup.remove()?.chunks(REMOVE_AT_ONCE) {
+            let ops = ops.iter().cloned().chain([Op::Exit]).collect();
+            let plan = plan::Plan { ops, ..Default::default() };
+            launch::run(&self.reaper, plan, REMOVE_LIMIT).await?;
         }
-        launch::run(&self.reaper, plan::Plan { ops, ..Default::default() }, REMOVE_LIMIT).await
+        Ok(())
     }
 }
 

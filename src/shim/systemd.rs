@@ -19,6 +19,7 @@ use crate::launch::{self, Child};
 use crate::plan::cgroup::{Limits, Write};
 use crate::plan::systemd::{self as units, Property, Unit};
 use crate::plan::{self, Op, Plan};
+use crate::reaper::ended;
 use crate::systemd::{Systemd, socket_to};
 
 /// For systemd to answer, whatever else it is doing.
@@ -84,18 +85,30 @@ impl Shim {
     ) -> Result<(Cgroup, Option<Scope>)> {
         let systemd = self.systemd(LIMIT)?;
         let cgroup = Cgroup::from_record(cgroups.clone()).in_unit(Some(unit.name.clone()));
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        let version = match resources {
-            Some(resources) => self.version_for(&cgroup, resources).await?,
-            None => 0,
-        };
-        let properties = units::scope(unit, id, spec, version)?;
         let plan = Plan { ops: vec![Op::Ready, Op::Exit], ..Plan::default() };
         let mut stub = launch::launch(&self.reaper, plan, Vec::new(), None)?;
+        // Whoever wants an end of this Create kills the stub, and need not wait for systemd.
+        self.to_be_killed(id, &stub);
         stub.ready().await?;
         let pid = stub.pid;
         let inside = || cgroup.pids().is_ok_and(|pids| pids.contains(&pid));
-        let started = systemd.start(unit, pid, &properties, inside).await;
+        let start = async {
+            let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+            let version = match resources {
+                Some(resources) => self.version_for(&cgroup, resources).await?,
+                None => 0,
+            };
+            let properties = units::scope(unit, id, spec, version)?;
+            systemd.start(unit, pid, &properties, inside).await
+        };
+        let mut killed = stub.exit.clone();
+        let started = tokio::select! {
+            biased;
+            started = start => started,
+            _ = ended(&mut killed) => {
+                Err(Error::new(Kind::Unknown, format!("start unit {:?}: it was killed", unit.name)))
+            }
+        };
         if let Err(error) = started {
             stub.kill().await;
             return Err(error);

@@ -32,8 +32,8 @@ const JOBS: &str = "type='signal',sender='org.freedesktop.systemd1',interface='o
 
 /// Far more than any answer that is asked for.
 const LONGEST: usize = 1 << 20;
-/// Between two attempts to connect.
-const AGAIN: Duration = Duration::from_millis(20);
+/// Between two attempts.
+pub(super) const AGAIN: Duration = Duration::from_millis(20);
 
 // Types of messages and of header fields (D-Bus specification, "Message Format").
 const CALL: u8 = 1;
@@ -67,7 +67,13 @@ pub(super) enum Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Error {
         match failure {
-            Failure::Refused { name, text } => Error::new(Kind::Unknown, format!("{name}: {text}")),
+            Failure::Refused { name, text } => {
+                let kind = match name.ends_with("NoSuchUnit") {
+                    true => Kind::NotFound,
+                    false => Kind::Unknown,
+                };
+                Error::new(kind, format!("{name}: {text}"))
+            }
             Failure::Lost(error) | Failure::Broken(error) => error,
         }
     }

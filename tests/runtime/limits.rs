@@ -218,3 +218,21 @@ fn all_signals_reach_what_is_paused() {
         pod.delete("c", "").await.unwrap();
     });
 }
+
+#[test]
+fn a_container_with_more_cgroups_than_a_plan_has_steps() {
+    // On v2 they take half a GiB of the kernel's memory.
+    if Layout::probe().is_ok_and(|layout| layout.unified()) {
+        return eprintln!("skipped: needs a host of cgroup v1");
+    }
+    alone(async |pod: &mut Pod| {
+        let spec = sh("sleep 1000");
+        pod.create("c", &spec).await.unwrap();
+        let dir = limit(&spec, "pids.max", "pids.max").parent().unwrap().to_owned();
+        for n in 0..=u16::MAX {
+            fs::create_dir(dir.join(n.to_string())).unwrap();
+        }
+        pod.delete("c", "").await.unwrap();
+        assert!(!dir.exists());
+    });
+}

@@ -25,6 +25,7 @@ mod refused;
 mod rounds;
 mod runc;
 mod sandbox;
+mod scopes;
 mod seams;
 mod seccomp;
 mod seen;

@@ -17,7 +17,7 @@ use crate::pod::{Pod, process, sh, with};
 use crate::usernamespace::{FIRST, mapped, privileged, user};
 
 /// `hack/vm-test.sh` has it.
-fn unified() -> bool {
+pub fn unified() -> bool {
     let unified = Layout::probe().is_ok_and(|layout| layout.unified());
     if !unified {
         eprintln!("skipped: needs a host of cgroup v2 alone");
