@@ -34,13 +34,11 @@ critest-podsandbox: build ## the same for the shim in pause mode (sandboxer = 'p
 test-compat: build ## the same smoke on containerd 1.6, 1.7, 2.1, 2.3 and on docker
 	@hack/compat.sh
 
-test-vm: build ## cgroup v2, systemd, AppArmor, older kernels: in virtual machines
+test-vm: build ## cgroup v2, systemd, AppArmor, Linux 6.1 and 6.12: in virtual machines
 	@hack/test-vm.sh
 
-critest-vm: build tools ## the whole of critest beside runc on cgroup v2: cgroupfs driver, then systemd's
-	@hack/registry.sh --unpack
-	@CRITEST_LIMIT=60m hack/vm.sh --memory 4096 --seconds 7200 -- hack/critest.sh rs runc
-	@CRITEST_LIMIT=60m hack/vm.sh --systemd --memory 4096 --seconds 7200 -- hack/critest.sh rs runc
+critest-vm: build ## the whole of critest beside runc on cgroup v2: cgroupfs driver, then systemd's
+	@hack/critest-vm.sh cgroupfs systemd
 
 clean: ## what was built here; the private containerd is stopped first
 	hack/containerd.sh stop

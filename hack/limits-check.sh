@@ -4,7 +4,7 @@
 #
 #   limits-check.sh [cgroupfs|systemd] [FLAGS of vm.sh]…
 #
-# Inside such a machine (/run/vm) it is that one, and the test the one that was built last.
+# Inside such a machine (/run/vm) it starts none, and runs the test binary that was built last.
 set -euo pipefail
 
 repo=$(dirname "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)")

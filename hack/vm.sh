@@ -4,8 +4,8 @@
 #
 #   vm.sh [--systemd] [--kernel stable|newer] [--memory MIB] [--seconds N] -- COMMAND…
 #
-# Plain: the command is run by pid 1. --systemd: Debian's systemd is pid 1, with D-Bus. --kernel: of Debian stable (6.1), or newer:
-# of its backports (6.12). The command runs in the repository's folder, as root; its output is ours as it comes, its status ours
+# Plain: the command is run by pid 1. --systemd: Debian's systemd is pid 1, with D-Bus. --kernel: stable is that of Debian 12
+# (6.1), newer that of its backports (6.12); systemd is the machine's own. The command runs in the repository's folder, as root; its output is ours as it comes, its status ours
 # (125: the machine did not come to its end). What it leaves in .tools/reports is copied to the host's. Everything else is lost.
 # It must never write to this machine but beneath .tools, nor leave a process.
 set -euo pipefail

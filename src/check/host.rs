@@ -11,6 +11,7 @@ use libc::{
 };
 
 use super::{Asker, Found, Row, row, there, yes};
+use crate::cgroup::Layout;
 use crate::sys::{self, probe};
 use crate::{plan, rdt};
 
@@ -180,13 +181,16 @@ fn capabilities(have: u64) -> Vec<Row> {
     ]
 }
 
-/// Whether systemd runs, and where its bus is.
+/// Whether systemd can keep cgroups, and where it is reached.
 fn systemd() -> Found {
+    if Layout::probe().is_ok_and(|layout| !layout.unified()) {
+        return Found::No("not on cgroup v1".into());
+    }
     if !Path::new("/run/systemd/system").is_dir() {
         return Found::No("not running".into());
     }
     let socket = |path: &str| fs::metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    let buses = ["/run/dbus/system_bus_socket", "/run/systemd/private"];
+    let buses = ["/run/systemd/private", "/run/dbus/system_bus_socket"];
     match buses.into_iter().find(|path| socket(path)) {
         Some(path) => Found::Yes(format!("yes: {path}")),
         None => Found::No("running, without a bus".into()),
