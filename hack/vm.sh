@@ -48,7 +48,7 @@ initramfs() {
 	(cd "$folder" && find . | cpio --quiet -o -H newc) >"$run/initramfs.cpio"
 }
 
-# The host's root as a tree of read-only mounts, in a mount namespace that ends with its server.
+# The host's root file system, without what is mounted in it, read-only, in a mount namespace that ends with its server.
 share() {
 	local server
 	for server in /usr/lib/qemu/virtiofsd /usr/libexec/virtiofsd; do [[ ! -x $server ]] || break; done
@@ -56,7 +56,7 @@ share() {
 	# The words are for the inner shell.
 	# shellcheck disable=SC2016
 	unshare --mount --propagation private bash -c '
-		mount --rbind / "$1/root" && mount --bind "$1/root" "$1/root" && mount -o remount,bind,ro "$1/root" &&
+		mount --bind / "$1/root" && mount -o remount,bind,ro "$1/root" &&
 		exec "$2" --socket-path="$1/fs.sock" -o source="$1/root" -o sandbox=chroot -o cache=always -o xattr' \
 		- "$run" "$server" >"$run/virtiofsd.log" 2>&1 &
 	for ((i = 0; i < 100; i++)); do [[ -S $run/fs.sock ]] && return 0 || sleep 0.05; done
@@ -76,6 +76,7 @@ end() {
 }
 
 [[ $(id -u) == 0 ]] || { echo 'vm: root, please' >&2; exit 1; }
+[[ $(stat -c %d /) == "$(stat -c %d "$repo")" ]] || { echo "vm: $repo is not on the root file system, which is all that the guest sees" >&2; exit 1; }
 mkdir -p "$vm" "$repo"/.tools/{run,reports}
 install_emulator
 (flock 9 && layer kmod libkmod2 apparmor && kernel "$kernel" "$suite") 9>"$vm/lock"
