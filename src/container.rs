@@ -39,6 +39,8 @@ pub struct Container {
     pub untold: Vec<Property>,
     /// systemd is being told of new limits: it must not freeze now.
     pub telling: bool,
+    /// Held by an Update from its first write on: the way back of one must not undo another.
+    pub updates: Arc<tokio::sync::Mutex<()>>,
     /// Its last numbers, once its init has ended: systemd removes the cgroup of a scope.
     pub last: Option<Box<Stats>>,
     /// OOM kills that have been published.

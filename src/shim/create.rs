@@ -379,6 +379,7 @@ impl Shim {
             hooks,
             untold: Vec::new(),
             telling: false,
+            updates: Arc::default(),
             last: None,
             freezer: Freezer::Thawed,
             deleting: false,

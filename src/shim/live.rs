@@ -114,6 +114,8 @@ impl Shim {
         let resources: LinuxResources = serde_json::from_slice(&json)
             .map_err(|e| Error::invalid(format!("resources: {e}")))
             .doing(doing)?;
+        let updates = Arc::clone(&self.lock().container(&id)?.updates);
+        let _alone = updates.lock().await;
         let cgroup = {
             let state = self.lock();
             let container = state.container(&id)?;

@@ -179,6 +179,27 @@ fn an_update_that_fails_changes_nothing_and_names_the_file() {
 }
 
 #[test]
+fn the_way_back_of_an_update_does_not_undo_another() {
+    alone(async |pod: &mut Pod| {
+        let resources = json!({"pids": {"limit": 20}, "cpu": {"cpus": "0"}});
+        let spec = with(sh("sleep 100"), "/linux/resources", resources);
+        pod.create("c", &spec).await.unwrap();
+        pod.start("c", "").await.unwrap();
+        let update = |json: serde_json::Value| {
+            Arc::clone(&pod.shim).update("c".into(), serde_json::to_vec(&json).unwrap())
+        };
+        // There is no such processor; it is a child that finds out.
+        let bad = update(json!({"pids": {"limit": 7}, "cpu": {"cpus": "4000"}}));
+        let good = update(json!({"pids": {"limit": 9}}));
+        let (bad, good) = tokio::join!(bad, good);
+        bad.unwrap_err();
+        good.unwrap();
+        let pids = limit(&spec, "pids.max", "pids.max");
+        assert_eq!(fs::read_to_string(pids).unwrap().trim(), "9");
+    });
+}
+
+#[test]
 fn verbs_in_the_wrong_state_are_refused() {
     use containerd_shim_rs::error::Kind;
     alone(async |pod: &mut Pod| {
