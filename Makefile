@@ -40,6 +40,7 @@ test-vm: build ## cgroup v2, systemd, AppArmor, Linux 6.1 and 6.12: in virtual m
 critest-vm: build ## the whole of critest beside runc on cgroup v2: cgroupfs driver, then systemd's
 	@hack/critest-vm.sh cgroupfs systemd
 
-clean: ## what was built here; the private containerd is stopped first
+clean: ## what was built here; the private containerds are stopped first
 	hack/containerd.sh stop
+	hack/containerd.sh stop .tools/demo
 	rm -rf target .tools

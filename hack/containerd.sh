@@ -99,7 +99,7 @@ config() {
 		  BinaryName = '$tools/bin/runc'
 		  Root = '$dir/state/runc'
 		  # The kubelet asks for the driver, and critest does as it: that of the host.
-		  SystemdCgroup = $([[ -d /run/systemd/system ]] && echo true || echo false)
+		  SystemdCgroup = $([[ -d /run/systemd/system && -e /sys/fs/cgroup/cgroup.controllers ]] && echo true || echo false)
 	EOF
 	# Whatever registry an image's name has, registry.sh's is asked; there is no way out of our network namespace.
 	mkdir -p "$dir/registries/_default"
@@ -229,8 +229,16 @@ our_shims() {
 	done
 }
 
-# The cgroups of one pod or container, the deepest first.
-our_cgroups() { find /sys/fs/cgroup -depth -type d -name "*$1*" 2>/dev/null; }
+# our_cgroups NAMESPACE ID: those of a pod or container, the deepest first. CRI's ids are nobody else's; one that a user chose may
+# be part of any name.
+our_cgroups() {
+	if random "$2"; then
+		find /sys/fs/cgroup -depth -type d -name "*$2*"
+	else
+		find /sys/fs/cgroup -depth -type d \( -path "*/$1/$2" -o -path "*/$1/$2/*" \)
+	fi 2>/dev/null
+}
+random() { [[ $1 =~ ^[0-9a-f]{64}$ ]]; }
 
 # A cgroup goes only if nothing is beneath it; of a folder, all that is empty.
 remove_empty() {
@@ -238,7 +246,7 @@ remove_empty() {
 }
 
 stop() {
-	local one group target
+	local one ns group target
 	[[ -e $dir/before ]] || return 0
 	# A containerd that has died is started again, to end its pods as it should.
 	if alive || launch 2>>"$dir/containerd.log"; then
@@ -249,10 +257,11 @@ stop() {
 	for one in $(our_shims); do kill_wait KILL "$one" 5 || true; done
 	for one in "$dir"/state/io.containerd.{runtime.v2.task,sandbox.controller.v1.shim}/*/*/; do
 		[[ -d $one ]] || continue
-		one=$(basename "$one")
-		rm -f /var/lib/cni/results/*"-$one-"*
-		for group in $(our_cgroups "$one"); do
-			while read -r target; do kill -9 "$target" 2>/dev/null || true; done <"$group/cgroup.procs"
+		ns=$(basename "$(dirname "$one")") one=$(basename "$one")
+		! random "$one" || rm -f /var/lib/cni/results/*"-$one-"*
+		for group in $(our_cgroups "$ns" "$one"); do
+			# On v2, 0 is a process that our PID namespace does not see.
+			while read -r target; do ((target == 0)) || kill -9 "$target" 2>/dev/null || true; done <"$group/cgroup.procs"
 			within 5 rmdir "$group" || true
 		done
 	done

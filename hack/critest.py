@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Reads what critest.sh has written and judges it: a table of every spec's verdict for each handler, what was not passed and why.
 
-usage: critest.py EXCEPTIONS REPORTS HANDLER…
+usage: critest.py EXCEPTIONS REPORT HANDLER…
 
 Fails if a handler does not pass a spec that is no exception, or that the peer (the last of several handlers) passes, and if a
 report is missing or not whole. An exception that passes is said, so that the file can be put right.
@@ -106,11 +106,11 @@ def judge(runs, handlers, exceptions):
     return names, wrong, said
 
 
-def main(exceptions, reports, *handlers):
+def main(exceptions, report, *handlers):
     runs = {}
     for handler in handlers:
-        runs[handler] = Run(f"{reports}/critest-{handler}.json")
-        runs[handler].write(f"{reports}/critest-{handler}.list")
+        runs[handler] = Run(f"{report}-{handler}.json")
+        runs[handler].write(f"{report}-{handler}.list")
     names, wrong, said = judge(runs, handlers, read_exceptions(exceptions))
     width = max(map(len, (*handlers, *VERDICTS.values()))) + 2
     print("".join(handler.ljust(width) for handler in handlers) + "spec")

@@ -73,8 +73,9 @@ is 'exec: no such program' '*not-there*ENOENT* <1>' exec_in "$name" not-there
 is 'exec: detached' '' exec_in -d "$name" sleep 1000
 is 'ps: the exec too' 'sh sleep sleep' ps_of "$name"
 is 'exec: no such task' '*not found* <1>' exec_in "$mark-none" true
-is 'metrics: memory' some number "$name" memory.usage_in_bytes
-is 'metrics: processor' some number "$name" cpuacct.usage
+if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then memory=memory.usage processor=cpu.usage_usec; else memory=memory.usage_in_bytes processor=cpuacct.usage; fi
+is 'metrics: memory' some number "$name" $memory
+is 'metrics: processor' some number "$name" $processor
 is 'metrics: processes' '*"pids":{"current":[3-9]*' metric "$name"
 is 'pause' '' task pause "$name"
 is 'pause: state' PAUSED status_of "$name"

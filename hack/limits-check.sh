@@ -16,7 +16,7 @@ systemd) flags=(--systemd) ;;
 esac
 if [[ -e /run/vm/out ]]; then
 	cd "$repo"
-	binary=$(find target/debug/deps -name 'runtime-*' -executable -type f -printf '%T@ %p\n' | sort -rn | head -n 1)
+	binary=$(find "${CARGO_TARGET_DIR:-target}/debug/deps" -name 'runtime-*' -executable -type f -printf '%T@ %p\n' | sort -rn | head -n 1)
 	LIMITS_DRIVER=$driver exec hack/vm-test.sh --inside "${binary#* }" -- runc:: --nocapture
 fi
 LIMITS_DRIVER=$driver exec "$repo/hack/vm-test.sh" "${flags[@]}" "${@:2}" -- runtime runc:: --nocapture

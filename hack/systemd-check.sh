@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Checks systemd's cgroup driver where systemd is pid 1, through a private containerd: systemd-check.sh [SCOPES], which are 200. Limits
 # in systemctl and in the files, reloads, a unit that exists, an OOM kill, pause and update, a bus that hangs or starts anew, a shim
-# that is killed, many scopes. It is meant for a machine of vm.sh: vm.sh --systemd -- hack/systemd-check.sh
-# It must never touch a unit that it did not make, but for D-Bus, whose sockets it takes away for a while.
+# that is killed, many scopes: vm.sh --systemd -- hack/systemd-check.sh
+# It must never run outside of a machine of vm.sh: it takes D-Bus's sockets away, kills the bus, and restarts systemd.
 set -euo pipefail
 
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=check.sh
 source "$hack/check.sh"
 scopes=${1:-200}
+[[ -e /run/vm/out ]] || { echo 'systemd-check: this is no machine of vm.sh' >&2; exit 2; }
 [[ -d /run/systemd/system ]] || { echo 'systemd-check: systemd is not pid 1 here' >&2; exit 2; }
 "$hack/containerd.sh" start
 eval "$("$hack/containerd.sh" env)"
@@ -139,7 +140,7 @@ systemctl stop "$(unit there)"
 wait $other 2>/dev/null || true
 systemd-run --quiet --scope --unit "$(unit failed)" --slice "$slice" -p RuntimeMaxSec=1 sleep 1000 >/dev/null 2>&1 || true
 until_is failed systemctl is-failed "$(unit failed)"
-is 'one that has failed is in nobodys way' '' run failed -d -- sleep 1000
+is "one that has failed is in nobody's way" '' run failed -d -- sleep 1000
 is 'the end of it' '' remove failed
 
 # Memory.
@@ -191,7 +192,8 @@ wait $again
 away $private
 count=0
 for i in $(seq 6); do
-	((i % 2)) || kill -9 "$(systemctl show --value -p MainPID dbus)" || true
+	bus=$(systemctl show --value -p MainPID dbus)
+	((i % 2 || bus == 0)) || kill -9 "$bus" || true
 	[[ $(run "b$i" --rm -- echo "$i" 2>&1) == "$i" ]] && count=$((count + 1))
 done
 is 'six containers by a bus that starts anew' 6 echo $count

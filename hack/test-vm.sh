@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # What this machine lacks, in virtual machines (vm.sh): cgroup v2 with every controller, systemd as pid 1, AppArmor, Linux 6.1 and 6.12.
 #
-#   test-vm.sh [STEP…]    cargo: tests of cgroups, AppArmor and fallbacks, Linux 6.1.  newer: what differs in 6.12.  pods: a pod's life by
-#                         crictl, and a killed shim.  systemd: its cgroup driver, limits beside runc's, AppArmor's specs of critest.
+#   test-vm.sh [STEP…]      all of them without STEP
 #
-# All without STEP. A line for each with its time; the status is that of all. The logs are in .tools/reports.
+#   cargo     tests of cgroups, AppArmor, and fallbacks, on Linux 6.1
+#   newer     what differs on Linux 6.12
+#   pods      ctr, a pod's life by crictl, and a killed shim
+#   systemd   its cgroup driver, limits beside runc's, AppArmor's specs of critest
+#
+# A line for each with its time; the status is that of all. The logs are in .tools/reports.
 # It must never need the network, nor more than two processors and 4 GiB.
 set -euo pipefail
 
@@ -15,16 +19,16 @@ reports=$repo/.tools/reports
 # All tests of cargo: vm-test.sh. Most of them would say nothing new here.
 cargo() { "$hack/vm-test.sh" -- runtime apparmor:: life:: limits:: numbers:: oom:: refused:: unified:: userlocks::; }
 newer() { "$hack/vm-test.sh" --kernel newer -- runtime refused:: unified:: userlocks::; }
-pods() { "$hack/vm.sh" -- bash -ec 'target/release/containerd-shim-rs-v2 check; hack/pod-check.sh rs; hack/crash-check.sh'; }
+pods() { "$hack/vm.sh" -- bash -ec 'target/release/containerd-shim-rs-v2 check; hack/ctr-check.sh; hack/pod-check.sh rs; hack/crash-check.sh'; }
 systemd() {
 	"$hack/vm.sh" --systemd --seconds 900 -- bash -ec 'target/release/containerd-shim-rs-v2 check
 		for driver in cgroupfs systemd; do hack/limits-check.sh $driver; done
-		hack/systemd-check.sh 60; hack/critest.sh --focus AppArmor rs'
+		hack/systemd-check.sh 60; CRITEST_REPORT=critest-vm-apparmor hack/critest.sh --focus AppArmor rs'
 }
 
 (($#)) || set -- cargo newer pods systemd
 for step in "$@"; do
-	[[ $step == cargo || $step == newer || $step == pods || $step == systemd ]] || { sed -n '4,6s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+	[[ $step == cargo || $step == newer || $step == pods || $step == systemd ]] || { sed -n '4,9s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 done
 "$hack/tools.sh"
 "$hack/images.sh"

@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
 # Every test: what cargo runs (unit, golden plans, the child, root), then the end-to-end checks.
-# It must never skip what a missing package would skip: Debian's busybox-static is installed if it is not there.
+# It installs busybox-static and libseccomp-dev where they are missing: no test is skipped for want of a package. It must never take
+# a package away.
 set -euo pipefail
 
 repo=$(dirname "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)")
 cd "$repo"
 [[ $(id -u) == 0 ]] || { echo "test: namespaces and mounts want root" >&2; exit 1; }
 hack/tools.sh
-# A dynamic busybox, as initramfs-tools wants it, would do nothing in a root file system of its own.
-if { [[ ! -x /bin/busybox ]] || ldd /bin/busybox >/dev/null 2>&1; } && command -v apt-get >/dev/null; then
-	echo "test: installing busybox-static"
-	apt-get install -y -qq busybox-static >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq busybox-static >/dev/null; }
-fi
+# install PACKAGE
+install() {
+	local install=(apt-get install -y -qq --no-remove "$1")
+	command -v apt-get >/dev/null || { echo "test: $1 is missing" >&2; exit 1; }
+	echo "test: installing $1"
+	"${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}" >/dev/null; }
+}
+# A dynamic busybox would do nothing in a root file system of its own. The package takes the place of `busybox`, where that is.
+{ [[ -x /bin/busybox ]] && ! ldd /bin/busybox >/dev/null 2>&1; } || install busybox-static
 # tests/seccomp links the library that our filters are compared with.
-if [[ ! -e /usr/include/seccomp.h ]]; then
-	echo "test: installing libseccomp-dev"
-	apt-get install -y -qq libseccomp-dev >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq libseccomp-dev >/dev/null; }
-fi
+[[ -e /usr/include/seccomp.h ]] || install libseccomp-dev
 # shim/tests/footprint.rs measures what is shipped. A test runs in its package's folder: no relative path.
 shim=$(timeout -k 10 1500 hack/build.sh)
 SHIM_BINARY=$(realpath "$shim") timeout -k 10 1500 cargo test --workspace --locked

@@ -56,6 +56,7 @@ inside() {
 folder() { case $1 in containerd_shim_rs_v2 | group | launch) echo "$repo/shim" ;; *) echo "$repo" ;; esac; }
 
 if [[ ${1:-} == --inside ]]; then
+	[[ -e /run/vm/out ]] || { echo 'vm-test: this is no machine of vm.sh' >&2; exit 2; }
 	shift
 	binaries=() filter=()
 	while (($#)) && [[ $1 != -- ]]; do binaries+=("$1"); shift; done
@@ -67,7 +68,8 @@ flags=()
 while (($#)) && [[ $1 != -- ]]; do flags+=("$1"); shift; done
 only=${2:-}
 filter=("${@:3}")
-mapfile -t binaries < <(cargo test --workspace --locked --no-run 2>&1 | tee >(cat >&2) | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
+built=$(cargo test --workspace --locked --no-run 2>&1 | tee /dev/stderr)
+mapfile -t binaries < <(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$built")
 chosen=()
 for binary in "${binaries[@]}"; do
 	name=$(basename "${binary%-*}")

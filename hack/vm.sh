@@ -4,9 +4,10 @@
 #
 #   vm.sh [--systemd] [--kernel stable|newer] [--memory MIB] [--seconds N] -- COMMAND…
 #
-# Plain: the command is run by pid 1. --systemd: Debian's systemd is pid 1, with D-Bus. --kernel: stable is that of Debian 12
-# (6.1), newer that of its backports (6.12); systemd is the machine's own. The command runs in the repository's folder, as root; its output is ours as it comes, its status ours
-# (125: the machine did not come to its end). What it leaves in .tools/reports is copied to the host's. Everything else is lost.
+# Plain: the command is run by pid 1. --systemd: this machine's systemd is pid 1 there, with D-Bus. --kernel: stable is that of
+# Debian 12 (6.1), newer that of its backports (6.12). The command runs in the repository's folder, as root; its output is ours as it
+# comes, its status ours (125: the machine did not come to its end). What it leaves in .tools/reports is copied to the host's.
+# Everything else is lost.
 # It must never write to this machine but beneath .tools, nor leave a process.
 set -euo pipefail
 
@@ -77,15 +78,19 @@ end() {
 
 [[ $(id -u) == 0 ]] || { echo 'vm: root, please' >&2; exit 1; }
 [[ $(stat -c %d /) == "$(stat -c %d "$repo")" ]] || { echo "vm: $repo is not on the root file system, which is all that the guest sees" >&2; exit 1; }
+# The kernel's command line has it.
+[[ $repo =~ ^[A-Za-z0-9/._+-]+$ ]] || { echo "vm: $repo: only letters, digits and /._+- can be passed on" >&2; exit 1; }
 mkdir -p "$vm" "$repo"/.tools/{run,reports}
 install_emulator
-(flock 9 && layer kmod libkmod2 apparmor && kernel "$kernel" "$suite") 9>"$vm/lock"
+# Not joined by `&&`: a failure in the middle of them would be none.
+(flock 9; layer kmod libkmod2 apparmor; kernel "$kernel" "$suite") 9>"$vm/lock"
 run=$(mktemp -d "$vm/run-XXXXXX")
 trap end EXIT
 trap 'exit 130' INT TERM
 printf '%q ' "$@" >"$run/command"
+export HOME=${HOME:-/root}
 declare -p PATH HOME >"$run/environment"
-for name in CARGO_HOME RUSTUP_HOME SHIM_DIR LOG_LEVEL CRITEST_LIMIT LIMITS_DRIVER TEST_SECONDS RUNTIME_TEST_SECONDS; do [[ ! -v $name ]] || declare -p "$name" >>"$run/environment"; done
+for name in CARGO_HOME RUSTUP_HOME SHIM_DIR CARGO_TARGET_DIR LOG_LEVEL CRITEST_LIMIT CRITEST_REPORT LIMITS_DRIVER TEST_SECONDS RUNTIME_TEST_SECONDS; do [[ ! -v $name ]] || declare -p "$name" >>"$run/environment"; done
 sed -i 's/^declare -[^ ]*/export/' "$run/environment"
 initramfs
 share
@@ -102,6 +107,7 @@ timeout --foreground -k 5 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi 
 	-serial "file:$run/console.log" -device virtio-rng-pci \
 	-kernel "$vm/$kernel/vmlinuz" -initrd "$run/initramfs.cpio" \
 	-append "console=ttyS0 quiet panic=-1 apparmor=1 security=apparmor systemd.unified_cgroup_hierarchy=1 systemd.show_status=no \
+fstab=no luks=no systemd.gpt_auto=no \
 vm.repo=$repo vm.kernel=$kernel vm.run=$run vm.init=$init" </dev/null &
 emulator=$!
 exec 3>&-

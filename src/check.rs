@@ -79,7 +79,7 @@ fn row(feature: &'static str, found: Found, needed: bool, without: &'static str)
     Row { feature, found, needed, without }
 }
 
-/// Tries everything.
+/// Tries everything. Not to be called from within a tokio runtime: systemd is asked by one of its own.
 pub fn table() -> Table {
     let capabilities = host::effective_capabilities();
     let asker = Asker { admin: capabilities & host::ADMIN != 0 };

@@ -70,7 +70,7 @@ docker_run_smoke() {
 	is 'docker: run, volumes' 'root:* 1024 32768' d "${once[@]}" -v /etc:/x:ro -v data:/data --tmpfs /t:size=1m --shm-size 32m busybox \
 		sh -c 'touch /data/a; echo $(head -n 1 /x/passwd) $(df /t /dev/shm | awk "/^(tmpfs|shm)/ { print \$2 }")'
 	is 'docker: run, limits' '67108864 20 50000' d "${once[@]}" --memory 64m --cpus 0.5 --pids-limit 20 busybox \
-		sh -c 'cd /sys/fs/cgroup; echo $(cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us)'
+		sh -c 'cd /sys/fs/cgroup; echo $(cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us 2>/dev/null || cat memory.max pids.max cpu.max) | cut -d" " -f1-3'
 	is 'docker: run, a read-only root' '*Read-only file system <1>' d "${once[@]}" --read-only busybox touch /file
 	is 'docker: run, privileged' ok d "${once[@]}" --privileged busybox sh -c 'mount -t tmpfs none /home && echo ok'
 	is 'docker: run, out of memory' ' <137>' docker_run "${plain[@]}" --name oom --memory 16m busybox tail /dev/zero
@@ -89,7 +89,7 @@ docker_smoke() {
 	is 'docker: top' '*sh -c trap*' d top main
 	is 'docker: stats' 'main [1-9]*' d stats --no-stream --format '{{.Name}} {{.PIDs}}' main
 	is 'docker: update' main* d update --memory 64m --memory-swap 64m main
-	is 'docker: the new limit' 67108864 d exec main cat /sys/fs/cgroup/memory/memory.limit_in_bytes
+	is 'docker: the new limit' 67108864 d exec main sh -c 'cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes 2>/dev/null || cat memory.max'
 	is 'docker: cp' '' d cp /etc/passwd main:/tmp/copy
 	is 'docker: the copy' 'root:*' d exec main head -n 1 /tmp/copy
 	is 'docker: pause' main d pause main

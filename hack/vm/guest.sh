@@ -27,11 +27,7 @@ for module in overlay veth bridge br_netfilter; do modprobe "$module" 2>/dev/nul
 # containerd's own on a disk: a tmpfs has no id-mapped mounts before Linux 6.3.
 modprobe loop
 truncate -s 2G /run/vm/disk
-mkfs.ext4 -q /run/vm/disk && mount -o loop /run/vm/disk "$repo/.tools/run"
-
-# critest loads its AppArmor profiles by it; everybody is root here.
-printf '#!/bin/sh\nexec "$@"\n' >/usr/local/bin/sudo
-chmod +x /usr/local/bin/sudo
+{ mkfs.ext4 -q /run/vm/disk && mount -o loop /run/vm/disk "$repo/.tools/run"; } || echo 'guest.sh: no disk: containerd lies on a tmpfs' >/run/vm/out
 
 bash "$run/command" </dev/null >/run/vm/out 2>&1
 status=$?

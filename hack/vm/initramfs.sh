@@ -33,7 +33,8 @@ chmod 1777 /new/tmp
 mkdir -p /new/run/vm
 for port in /sys/class/virtio-ports/*; do ln -s "/dev/${port##*/}" "/new/run/vm/$(cat "$port/name")"; done
 case $vm_init in
-*/systemd) # One unit of ours, and none of those that the machine has enabled.
+*/systemd) # One unit of ours, and none of those that somebody has enabled on the machine.
+	for target in sockets timers paths sysinit basic local-fs; do rm -rf "/new/etc/systemd/system/$target.target.wants"; done
 	mkdir -p /new/etc/systemd/system
 	cat >/new/etc/systemd/system/vm.service <<-UNIT
 		[Unit]

@@ -1,8 +1,9 @@
 # What the virtual machines of vm.sh are made of, from Debian's packages; sourced by vm.sh.
-# It must never install a package that has a service or a kernel on this machine: those are unpacked beneath .tools/vm.
+# It must never install a kernel on this machine, nor take a package away: what is for the guests alone is unpacked beneath .tools/vm.
 # shellcheck shell=bash
 
-# The emulator, what an initramfs is made with, and what runs in the guest: nothing of it starts anything on this machine.
+# The emulator, what an initramfs is made with, and what runs in the guest. Where systemd or dbus is missing, as in a container,
+# nothing starts their services.
 install_emulator() {
 	local missing=() pair
 	for pair in qemu-system-x86_64:qemu-system-x86 cpio:cpio xz:xz-utils mkfs.ext4:e2fsprogs dbus-daemon:dbus systemctl:systemd; do
@@ -12,7 +13,7 @@ install_emulator() {
 	{ [[ -x /bin/busybox ]] && ! ldd /bin/busybox >/dev/null 2>&1; } || missing+=(busybox-static)
 	((${#missing[@]})) || return 0
 	echo "vm: installing Debian packages: ${missing[*]}" >&2
-	local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}")
+	local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove "${missing[@]}")
 	"${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}" >/dev/null; }
 }
 

@@ -3,6 +3,7 @@
 #[allow(dead_code, reason = "most of it is for other tests")]
 mod common;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::process::{Command, Output};
 
@@ -32,12 +33,15 @@ fn start(bundle: &Bundle, command: Command, options: Option<Any>) -> Output {
 
 /// `start` on a host whose /etc has this file and nothing else.
 fn on_a_node_with(bundle: &Bundle, text: &str) -> Command {
+    with_file(bundle, bundle.command("start").get_args(), text)
+}
+
+fn with_file<'a>(bundle: &Bundle, args: impl Iterator<Item = &'a OsStr>, text: &str) -> Command {
     let script = "mount -t tmpfs etc /etc && mkdir /etc/containerd-shim-rs-v2 &&
         printf %s \"$CONFIG\" > /etc/containerd-shim-rs-v2/config.toml && exec \"$@\"";
-    let inner = bundle.command("start");
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh", BINARY]);
-    command.args(inner.get_args()).current_dir(&bundle.dir).env("CONFIG", text);
+    command.args(args).current_dir(&bundle.dir).env("CONFIG", text);
     command
 }
 
@@ -69,6 +73,26 @@ fn a_nodes_file_that_is_wrong_starts_no_server() {
     let file = "configuration \"/etc/containerd-shim-rs-v2/config.toml\"";
     assert!(text.contains(&format!("{file}: TOML, line 2: unknown field `logger`")), "{text}");
     bundle.assert_nothing_left();
+}
+
+#[test]
+fn check_reads_the_nodes_file_before_a_server_does() {
+    let Some(bundle) = Bundle::task() else { return };
+    let check = |text: &str| {
+        let args = [OsStr::new("check")].into_iter();
+        let output = with_file(&bundle, args, text).output().unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let row = lines.lines().find(|line| line.starts_with("configuration ")).unwrap().to_owned();
+        (row, String::from_utf8(output.stderr).unwrap(), output.status.success())
+    };
+    let (row, errors, well) = check("io_uid = 1\n");
+    assert!(
+        well && row.contains("  yes: /etc/containerd-shim-rs-v2/config.toml "),
+        "{row} {errors}"
+    );
+    let (row, errors, well) = check("io_uid = 1\nlogger = []\n");
+    assert!(!well && row.contains("TOML, line 2: unknown field `logger`"), "{row} {errors}");
+    assert!(errors.contains("needed, and not there: configuration"), "{errors}");
 }
 
 #[test]

@@ -37,13 +37,25 @@ const NEEDED: [Call; 13] = [
 /// What there is another way for, or what few ask for.
 const WANTED: [Call; 9] = [
     ("clone3", probe::clone3, "clone(2), which resets the handlers of signals one by one"),
-    ("CLONE_INTO_CGROUP", probe::clone_into_cgroup, "v2: processes walk into their cgroup, 10 ms"),
-    ("PIDFD_GET_INFO", probe::pidfd_get_info, "an exit while no shim was there counts as 137"),
+    (
+        "CLONE_INTO_CGROUP",
+        probe::clone_into_cgroup,
+        "v2: a process joins its cgroup after its birth, some 10 ms more",
+    ),
+    (
+        "PIDFD_GET_INFO",
+        probe::pidfd_get_info,
+        "the status of an init that ended with its shim is given as 137",
+    ),
     ("pidfd_getfd", probe::pidfd_getfd, "no seccomp agents (SCMP_ACT_NOTIFY)"),
     ("seccomp filters", filters, "no container with a seccomp profile"),
     ("seccomp listeners", probe::seccomp_listener, "no seccomp agents (SCMP_ACT_NOTIFY)"),
     ("overlay", || probe::fsopen(c"overlay"), "no container of an overlay snapshot"),
-    ("overlay: lowerdir+", lowerdir_plus_somewhere, "mount(2): layers have to fit into one page"),
+    (
+        "overlay: lowerdir+",
+        lowerdir_plus_somewhere,
+        "mount(2): the paths of all layers have to fit into 4 KiB",
+    ),
     ("copies of a detached mount", probe::clone_of_detached, "/dev/shm is mounted in the bundle"),
 ];
 
@@ -92,7 +104,12 @@ fn mapped_ids(asker: Asker) -> Row {
         Found::No(why) => Found::No(format!("{name}: {why}")),
         unknown => unknown,
     };
-    row("id-mapped mounts", found, false, "user namespaces only where snapshots have their ids")
+    row(
+        "id-mapped mounts",
+        found,
+        false,
+        "no pod with a user namespace, unless its snapshots have its ids",
+    )
 }
 
 /// Whether overlay takes `lowerdir+`: an older one says no only when the mount is made, which needs

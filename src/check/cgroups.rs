@@ -68,7 +68,7 @@ fn v2(asker: Asker, at: &CgroupDir) -> Vec<Row> {
     vec![
         row("device filters (eBPF)", device_filters(asker), true, "no container"),
         row("cgroup.freeze", file("cgroup.freeze", "cgroup.procs"), false, "no Pause"),
-        row("cgroup.kill", kill, false, "frozen, and then killed one by one"),
+        row("cgroup.kill", kill, false, "processes are frozen, then killed one by one"),
         row("memory.peak", file("memory.peak", "memory.current"), false, "statistics have 0"),
     ]
 }

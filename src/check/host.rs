@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::time::Duration;
 
 use libc::{
     CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER,
@@ -12,7 +12,10 @@ use libc::{
 
 use super::{Asker, Found, Row, row, there, yes};
 use crate::cgroup::Layout;
+use crate::config::{Config, FILE};
+use crate::error::Doing;
 use crate::sys::{self, probe};
+use crate::systemd::{Places, Systemd, socket_to};
 use crate::{plan, rdt};
 
 /// `CLONE_NEWTIME`, which libc lacks for some targets.
@@ -38,6 +41,11 @@ const NEEDED_CAPABILITIES: [&str; 12] = [
     "CAP_SYS_ADMIN",
     "CAP_MKNOD",
 ];
+
+/// Older ones lack properties that scopes are given.
+const SYSTEMD: u32 = 244;
+/// For systemd to answer.
+const SYSTEMD_LIMIT: Duration = Duration::from_secs(2);
 
 /// More are counted, not listed.
 const MOST_NAMES: usize = 4;
@@ -91,6 +99,8 @@ pub(super) fn confines(profile: &str) -> bool {
     !["", "unconfined"].contains(&profile) && !profile.ends_with(" (unconfined)")
 }
 
+const REFUSED: &str = "a container that asks for one is refused";
+
 /// Each is made by a child: a kernel may have one, and a limit or a module forbid it.
 pub(super) fn namespaces(asker: Asker) -> Vec<Row> {
     let every = [
@@ -113,9 +123,9 @@ pub(super) fn namespaces(asker: Asker) -> Vec<Row> {
     let one = |name, flag| namespace(asker, name, flag);
     vec![
         row("namespaces", found, true, "no pod"),
-        row("cgroup namespaces", one("cgroup", CLONE_NEWCGROUP), false, "not for who asks for one"),
+        row("cgroup namespaces", one("cgroup", CLONE_NEWCGROUP), false, REFUSED),
         row("user namespaces", one("user", CLONE_NEWUSER), false, "no pod with hostUsers: false"),
-        row("time namespaces", one("time", CLONE_NEWTIME), false, "not for who asks for one"),
+        row("time namespaces", one("time", CLONE_NEWTIME), false, REFUSED),
     ]
 }
 
@@ -135,7 +145,15 @@ pub(super) fn rows(capabilities: u64) -> Vec<Row> {
     let resctrl = Path::new(rdt::ROOT).join("info").is_dir();
     let mut rows = self::capabilities(capabilities);
     rows.extend([
+        configuration(),
         row("AppArmor", there(modules.apparmor, "off"), false, "a spec with a profile is refused"),
+        // Where containerd looks for it, whatever its PATH.
+        row(
+            "apparmor_parser",
+            there(Path::new("/sbin/apparmor_parser").exists(), "not in /sbin"),
+            false,
+            "containerd gives containers no profile",
+        ),
         row("SELinux", there(modules.selinux, "off"), false, "a spec with a label is refused"),
         row("resctrl", there(resctrl, "not mounted"), false, "linux.intelRdt is refused"),
         row("systemd", systemd(), false, "a cgroup path slice:prefix:name is refused"),
@@ -181,19 +199,33 @@ fn capabilities(have: u64) -> Vec<Row> {
     ]
 }
 
-/// Whether systemd can keep cgroups, and where it is reached.
+fn configuration() -> Row {
+    let found = match Config::read(None) {
+        Err(error) => Found::No(error.to_string()),
+        Ok(_) if Path::new(FILE).exists() => Found::Yes(format!("yes: {FILE}")),
+        Ok(_) => Found::Yes("yes: defaults".into()),
+    };
+    row("configuration", found, true, "no pod")
+}
+
+/// Whether systemd can keep cgroups, by its answer.
 fn systemd() -> Found {
     if Layout::probe().is_ok_and(|layout| !layout.unified()) {
         return Found::No("not on cgroup v1".into());
     }
-    if !Path::new("/run/systemd/system").is_dir() {
+    let places = Places::default();
+    if !places.booted.is_dir() {
         return Found::No("not running".into());
     }
-    let socket = |path: &str| fs::metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    let buses = ["/run/systemd/private", "/run/dbus/system_bus_socket"];
-    match buses.into_iter().find(|path| socket(path)) {
-        Some(path) => Found::Yes(format!("yes: {path}")),
-        None => Found::No("running, without a bus".into()),
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let version = runtime.doing(|| "a runtime for systemd").and_then(|runtime| {
+        let systemd = Systemd::new(&places, socket_to, SYSTEMD_LIMIT)?;
+        runtime.block_on(systemd.version())
+    });
+    match version {
+        Ok(version) if version >= SYSTEMD => Found::Yes(format!("yes: {version}")),
+        Ok(version) => Found::No(format!("{version}, and {SYSTEMD} is the least")),
+        Err(error) => Found::No(error.to_string()),
     }
 }
 
@@ -210,7 +242,8 @@ fn lockdown() -> Found {
 /// 1 makes a process that changes its user dumpable, before it runs its program.
 fn suid_dumpable() -> Row {
     let value = read("/proc/sys/fs/suid_dumpable").unwrap_or_else(|| "0".into());
-    let found = if value == "1" { Found::No("it is 1".into()) } else { Found::Yes(value) };
+    let found =
+        if value == "1" { Found::No("1".into()) } else { Found::Yes(format!("yes: {value}")) };
     row("fs.suid_dumpable not 1", found, false, "pods can trace a new process for a moment")
 }
 
