@@ -9,6 +9,8 @@ mod tests;
 
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -20,6 +22,9 @@ use bus::{AGAIN, Bus, Failure};
 
 use crate::error::{Doing, Error, Kind, Result};
 use crate::plan::systemd::{Property, Unit};
+
+/// For a job to be taken back, when all other time is over.
+const CANCEL_LIMIT: Duration = Duration::from_secs(1);
 
 /// Where systemd is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,18 +78,20 @@ impl<'a, F: Fn(&Path) -> Result<StdStream, Errno> + Sync> Systemd<'a, F> {
     }
 
     /// Starts a scope with one process in it. `inside` says whether the process is in the scope's
-    /// cgroup: the answer where a connection broke before systemd's came.
+    /// cgroup: the answer where a connection broke before systemd's came. `job`: that of systemd as long
+    /// as it has one, for [`Systemd::cancel`] if nobody waits for its end.
     pub async fn start(
         &self,
         unit: &Unit,
         pid: u32,
         properties: &[Property],
         inside: impl Fn() -> bool,
+        job: &AtomicU32,
     ) -> Result<()> {
         let end = Instant::now() + self.limit;
         let (mut reset, mut lost) = (false, false);
         let result = loop {
-            match self.start_once(unit, pid, properties, &mut reset, end).await {
+            match self.start_once(unit, (pid, properties), &mut reset, job, end).await {
                 Err(Failure::Lost(_)) if inside() => break Ok(()),
                 Err(Failure::Lost(error)) if again(end).await => {
                     lost = true;
@@ -110,9 +117,9 @@ impl<'a, F: Fn(&Path) -> Result<StdStream, Errno> + Sync> Systemd<'a, F> {
     async fn start_once(
         &self,
         unit: &Unit,
-        pid: u32,
-        properties: &[Property],
+        (pid, properties): (u32, &[Property]),
         reset: &mut bool,
+        queued: &AtomicU32,
         end: Instant,
     ) -> Result<(), Failure> {
         let mut bus = self.bus(end).await?;
@@ -133,13 +140,33 @@ impl<'a, F: Fn(&Path) -> Result<StdStream, Errno> + Sync> Systemd<'a, F> {
                 Err(failure) => return Err(named("StartTransientUnit", failure)),
             }
         };
-        match bus.job(job.as_str()).await?.as_str() {
+        let number = job.rsplit('/').next().and_then(|number| number.parse().ok());
+        queued.store(number.unwrap_or(0), Relaxed);
+        let result = bus.job(job.as_str()).await?;
+        queued.store(0, Relaxed);
+        match result.as_str() {
             "done" => Ok(()),
             result => {
                 let _ = bus.call::<()>("ResetFailedUnit", &(unit.name.as_str(),)).await;
                 let text = format!("StartTransientUnit: the job's result is {result:?}");
                 Err(Failure::Broken(Error::new(Kind::Unknown, text)))
             }
+        }
+    }
+
+    /// Takes a job back that may wait for another unit yet (`After=`). 0: there is none.
+    pub async fn cancel(&self, job: u32) {
+        if job == 0 {
+            return;
+        }
+        let cancel = async {
+            let mut bus = self.bus(Instant::now() + CANCEL_LIMIT).await?;
+            bus.call::<()>("CancelJob", &(job,)).await
+        };
+        match cancel.await {
+            // It has ended.
+            Ok(()) | Err(Failure::Refused { .. }) => {}
+            Err(failure) => log::warn!("cancel job {job}: {}", Error::from(failure)),
         }
     }
 

@@ -5,10 +5,11 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 
 use common::{Bundle, eventually};
 use containerd_shim_rs::bundle::{self, ContainerRecord, RECORD_VERSION, ServerRecord};
-use containerd_shim_rs::plan::{CgroupDir, Cgroups};
+use containerd_shim_rs::cgroup::Layout;
 
 fn annotate(bundle: &Bundle, annotations: &[(&str, &str)]) {
     let pairs: Vec<_> =
@@ -49,15 +50,10 @@ fn record(server: &Bundle, members: &[&Bundle]) {
     };
     record.write(&server.dir).unwrap();
     for member in members {
-        let gone = CgroupDir {
-            controllers: vec!["pids".into()],
-            mountpoint: "/sys/fs/cgroup/pids".into(),
-            path: format!("/sys/fs/cgroup/pids/{}", member.id).into(),
-        };
         let record = ContainerRecord {
             version: RECORD_VERSION,
             id: member.id.clone(),
-            cgroups: Cgroups { unified: false, dirs: vec![gone] },
+            cgroups: Layout::probe().unwrap().cgroups(&Path::new("/").join(&member.id)),
             ..ContainerRecord::default()
         };
         record.write(&server.dir, &member.dir).unwrap();

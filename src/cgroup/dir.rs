@@ -180,6 +180,11 @@ impl Dir {
     }
 
     /// The names of its files and its child cgroups.
+    /// The names of the cgroups in it.
+    pub fn children(&self) -> Result<Vec<OsString>> {
+        self.list(Type::Directory)
+    }
+
     fn list(&self, kind: Type) -> Result<Vec<OsString>> {
         let doing = || format!("list {:?}", self.path);
         // A new open file: a duplicate would share the position with `self.fd`.

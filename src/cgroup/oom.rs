@@ -96,6 +96,12 @@ impl Slice {
         cgroup.dir_of("memory").is_some_and(|at| at.path.parent() == Some(self.at.path.as_path()))
     }
 
+    /// Whether all that is in it is ours. In `system.slice` are others, whose kills it counts as well.
+    pub fn only(&self, ours: impl Fn(&str) -> bool) -> bool {
+        let names = Dir::open(&self.at).ok().flatten().and_then(|dir| dir.children().ok());
+        names.is_some_and(|names| names.iter().all(|name| name.to_str().is_some_and(&ours)))
+    }
+
     fn count(&self) -> Option<u64> {
         Dir::open(&self.at).ok()??.table("memory.events").ok()?.get("oom_kill").copied()
     }

@@ -92,7 +92,9 @@ impl Cgroup {
         let limit = memory.map(|dir| dir.number("memory.limit_in_bytes")).transpose()?.flatten();
         let mut live = Live { memory_limit: limit.unwrap_or(u64::MAX), ..Live::default() };
         if let (true, Some(at)) = (self.cgroups.unified, self.dir_of("cpu")) {
-            let max = opened(at)?.read("cpu.max")?.unwrap_or_default();
+            let dir = opened(at)?;
+            live.idle = dir.number("cpu.idle")? == Some(1);
+            let max = dir.read("cpu.max")?.unwrap_or_default();
             let mut words = max.split_whitespace();
             live.quota = words.next().and_then(|quota| quota.parse().ok());
             live.period = words.next().and_then(|period| period.parse().ok());

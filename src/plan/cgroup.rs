@@ -56,7 +56,7 @@ impl Write {
 
     /// Whether the value's first word names a device or an interface: the file has a line for each.
     pub(crate) fn is_keyed(&self, first: &str) -> bool {
-        let named = ["rdma.max", "net_prio.ifpriomap"].contains(&self.file.as_str());
+        let named = ["misc.max", "rdma.max", "net_prio.ifpriomap"].contains(&self.file.as_str());
         named || first.contains(':')
     }
 
@@ -99,6 +99,8 @@ pub struct Live {
     pub quota: Option<i64>,
     /// v2: that of `cpu.max`.
     pub period: Option<u64>,
+    /// v2: that of `cpu.idle`.
+    pub idle: bool,
 }
 
 /// Where a container's cgroup is. An absolute path is below the hierarchies' mounts; a relative one

@@ -4,14 +4,16 @@
 //! document is put right and read again, and the caller is told what to warn of. It must never
 //! read more than [`LIMIT`], which the loop parses in some milliseconds.
 
-use oci_spec::runtime::{Capability, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, from_slice};
+use serde_json::{Map, Value, from_slice, json};
 
 use crate::error::{Error, Result};
 
 /// The largest document that is read.
 pub const LIMIT: usize = 4 << 20;
+const RESOURCES: &str = "/linux/resources";
+const PIDS_LIMIT: &str = "/linux/resources/pids/limit";
 
 /// Reads a `config.json`; also what to warn of.
 pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
@@ -21,10 +23,10 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
     let pids = resources.and_then(|resources| resources.pids().as_ref());
     if pids.is_some_and(|pids| pids.limit() == 0) {
         let mut value = tree("config.json", bytes)?;
-        if value.pointer("/linux/resources/pids/limit").is_none_or(Value::is_null) {
+        if value.pointer(PIDS_LIMIT).is_none_or(Value::is_null) {
             let mut warnings = Vec::new();
             put_right(&mut value, &mut warnings);
-            at(&mut value, "/linux/resources").map(|resources| resources.remove("pids"));
+            at(&mut value, RESOURCES).map(|resources| resources.remove("pids"));
             return Ok((typed("config.json", &value)?, warnings));
         }
     }
@@ -34,6 +36,20 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
 /// Reads the process of an exec; also what to warn of.
 pub fn parse_process(bytes: &[u8]) -> Result<(Process, Vec<String>)> {
     read("process", bytes, put_process_right)
+}
+
+/// Reads the resources of an update, as those of a `config.json` are: containerd sends the spec's own.
+pub fn parse_resources(bytes: &[u8]) -> Result<LinuxResources> {
+    let mut spec = json!({"linux": {"resources": tree("resources", bytes)?}});
+    put_right(&mut spec, &mut Vec::new());
+    let pids = spec.pointer("/linux/resources/pids");
+    if pids
+        .and_then(Value::as_object)
+        .is_some_and(|pids| pids.get("limit").is_none_or(Value::is_null))
+    {
+        at(&mut spec, RESOURCES).map(|resources| resources.remove("pids"));
+    }
+    typed("resources", spec.pointer(RESOURCES).unwrap_or(&Value::Null))
 }
 
 fn read<T: DeserializeOwned>(
@@ -140,7 +156,6 @@ fn put_process_right(process: &mut Value, warnings: &mut Vec<String>) {
 mod tests {
     use super::*;
     use crate::error::Kind;
-    use serde_json::json;
 
     fn parsed(spec: Value) -> Result<(Spec, Vec<String>)> {
         parse(&serde_json::to_vec(&spec).unwrap())
@@ -187,6 +202,24 @@ mod tests {
         assert_eq!(limit(json!({})), None);
         assert_eq!(limit(json!({"limit": 0})), Some(0));
         assert_eq!(limit(json!({"limit": 7})), Some(7));
+    }
+
+    #[test]
+    fn an_update_is_read_as_a_spec_is() {
+        let read = |json: Value| parse_resources(&serde_json::to_vec(&json).unwrap());
+        let spec = json!({"pids": {}, "cpu": {"shares": 7},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": u64::MAX}],
+            "devices": [{"allow": false, "type": "", "access": "rwm"}]});
+        let resources = read(spec).unwrap();
+        assert_eq!(*resources.pids(), None);
+        assert_eq!(resources.cpu().as_ref().unwrap().shares(), Some(7));
+        let limit = |json| read(json).unwrap().pids().as_ref().map(|pids| pids.limit());
+        assert_eq!(limit(json!({"pids": {"limit": 0}})), Some(0));
+        for wrong in [json!(3), json!({"pids": 7}), json!({"cpu": {"shares": "many"}})] {
+            let error = read(wrong).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidArgument);
+            assert!(error.to_string().starts_with("resources: "), "{error}");
+        }
     }
 
     #[test]

@@ -129,11 +129,12 @@ pub fn scope(unit: &Unit, id: &str, spec: &Spec, version: u32) -> Result<Vec<Pro
         last.extend(limits::oom_policy(resources, version)?);
     }
     // A pod's annotations do not lift its limits: systemd would write them to the files at its next
-    // reload. So limits come last, for `MemoryMaxScale` is another name of `MemoryMax`.
+    // reload.
     for property in annotations::properties(spec)? {
         // systemd takes a list that comes twice for one.
         all.retain(|other| other.name != property.name);
-        if last.iter().all(|limit| limit.name != property.name) {
+        let what = annotations::limited(&property.name);
+        if last.iter().all(|limit| limit.name != what) {
             all.push(property);
         }
     }

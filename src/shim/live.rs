@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxResources;
 use tokio::time::{Instant, sleep};
 
 use super::Shim;
@@ -14,7 +13,7 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Event;
 use crate::launch;
 use crate::plan::cgroup::ignored;
-use crate::plan::{Op, Plan};
+use crate::plan::{self, Op, Plan};
 
 /// A process in the kernel's hands (D state) may not freeze for long.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
@@ -57,7 +56,7 @@ impl Shim {
         };
         let end = Instant::now() + FREEZE_LIMIT;
         let mut pause = Duration::from_micros(500);
-        loop {
+        let late = loop {
             {
                 let mut state = self.lock();
                 let container = state.container_mut(&id)?;
@@ -81,13 +80,16 @@ impl Shim {
                         let text = format!("not frozen after {FREEZE_LIMIT:?}");
                         let error = late.err().unwrap_or(Error::new(Kind::DeadlineExceeded, text));
                         let thawed = container.thaw_to_die().err();
-                        return Err(Error::all(error, thawed)).doing(doing);
+                        break Error::all(error, thawed);
                     }
                 }
             }
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
-        }
+        };
+        // It runs on, perhaps with limits that systemd has not heard of.
+        self.tell_untold(&id).await;
+        Err(late).doing(doing)
     }
 
     /// Thaws a paused container.
@@ -111,9 +113,7 @@ impl Shim {
     /// Changes a container's limits. `json` is OCI's LinuxResources.
     pub async fn update(self: Arc<Self>, id: String, json: Vec<u8>) -> Result<()> {
         let doing = || format!("update container {id:?}");
-        let resources: LinuxResources = serde_json::from_slice(&json)
-            .map_err(|e| Error::invalid(format!("resources: {e}")))
-            .doing(doing)?;
+        let resources = plan::spec::parse_resources(&json).doing(doing)?;
         let updates = Arc::clone(&self.lock().container(&id)?.updates);
         let _alone = updates.lock().await;
         let cgroup = {

@@ -41,7 +41,7 @@ fn told(shim: &Shim, container: &mut Container, new: u64) {
 
 /// The same once the init has ended. systemd may have been quicker and removed a scope's cgroup: then
 /// the kills of its slice that are no other container's are its own. It has to have been killed
-/// itself, if there is another that they could belong to.
+/// itself, if there is anybody else whom they could belong to.
 pub(super) fn last_look(shim: &Shim, state: &mut State, id: &str, exit: Exit) {
     let Some(container) = state.containers.get_mut(id) else { return };
     look(shim, container);
@@ -49,7 +49,7 @@ pub(super) fn last_look(shim: &Shim, state: &mut State, id: &str, exit: Exit) {
     if container.cgroup.oom_kills().is_some() {
         return;
     }
-    let mut alone = true;
+    let mut alone = slice.only(|name| is_ours(state, name));
     for (_, other) in state.containers.iter_mut().filter(|(other, _)| *other != id) {
         if other.slice.as_ref().is_some_and(|other| Arc::ptr_eq(other, &slice)) {
             alone = false;
@@ -63,11 +63,19 @@ pub(super) fn last_look(shim: &Shim, state: &mut State, id: &str, exit: Exit) {
     }
 }
 
-/// The slice of a new container's scope: one for all that are in it.
+/// The slice of a new container's scope: one for all that are in it. None: somebody else is, too.
 pub(super) fn slice(state: &State, cgroup: &Cgroup) -> Option<Arc<Slice>> {
     let there = state.containers.values().filter_map(|container| container.slice.as_ref());
     let known = there.filter(|_| cgroup.unit().is_some()).find(|slice| slice.holds(cgroup));
-    known.cloned().or_else(|| Slice::of(cgroup).map(Arc::new))
+    let alone = |slice: &Slice| slice.only(|name| is_ours(state, name));
+    known.cloned().or_else(|| Slice::of(cgroup).filter(alone).map(Arc::new))
+}
+
+/// Whether a scope is that of a container of this pod, or will be.
+fn is_ours(state: &State, name: &str) -> bool {
+    let of = |container: &Container| container.cgroup.unit() == Some(name);
+    let scope = |id: &String| name.strip_suffix(".scope").is_some_and(|name| name.ends_with(id));
+    state.containers.values().any(of) || state.creating.keys().any(scope)
 }
 
 /// Follows a container's notices until its init has ended.

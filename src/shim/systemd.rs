@@ -6,6 +6,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -92,6 +93,7 @@ impl Shim {
         stub.ready().await?;
         let pid = stub.pid;
         let inside = || cgroup.pids().is_ok_and(|pids| pids.contains(&pid));
+        let job = AtomicU32::new(0);
         let start = async {
             let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
             let version = match resources {
@@ -99,7 +101,7 @@ impl Shim {
                 None => 0,
             };
             let properties = units::scope(unit, id, spec, version)?;
-            systemd.start(unit, pid, &properties, inside).await
+            systemd.start(unit, pid, &properties, inside, &job).await
         };
         let mut killed = stub.exit.clone();
         let started = tokio::select! {
@@ -110,6 +112,8 @@ impl Shim {
             }
         };
         if let Err(error) = started {
+            // Run later, it would take whoever has the stub's pid by then.
+            systemd.cancel(job.into_inner()).await;
             stub.kill().await;
             return Err(error);
         }
@@ -154,45 +158,52 @@ impl Shim {
         }
     }
 
-    /// Tells systemd of new limits: now, or once the container is thawed.
+    /// Tells systemd of new limits, and of what it has not heard yet: now, or once the container is
+    /// thawed.
     pub(super) async fn tell(
         &self,
         id: &str,
         cgroup: &Cgroup,
-        properties: Vec<Property>,
+        mut properties: Vec<Property>,
     ) -> Result<()> {
         let Some(unit) = cgroup.unit() else { return Ok(()) };
         self.until(|state| state.container(id).map_or(true, |container| !container.telling)).await;
-        {
+        let older = {
             let mut state = self.lock();
             let container = state.container_mut(id)?;
+            let new = |name: &str| properties.iter().any(|property| property.name == name);
+            container.untold.retain(|property| !new(&property.name));
+            let older = container.untold.len();
+            properties.splice(..0, std::mem::take(&mut container.untold));
             if container.freezer != Freezer::Thawed {
-                let new = |name: &str| properties.iter().any(|property| property.name == name);
-                container.untold.retain(|property| !new(&property.name));
-                container.untold.extend(properties);
+                container.untold = properties;
                 return Ok(());
             }
             container.telling = true;
-        }
+            older
+        };
         let told = async { self.systemd(LIMIT)?.set(unit, &properties).await }.await;
         if let Ok(container) = self.lock().container_mut(id) {
             container.telling = false;
+            let unheard = [Kind::DeadlineExceeded, Kind::Unavailable];
+            if told.as_ref().is_err_and(|error| unheard.contains(&error.kind())) {
+                properties.truncate(older);
+                container.untold = properties;
+            }
         }
         self.changed.notify_waiters();
         told
     }
 
-    /// What had to wait for the thaw. The limits are in force already: the files have them.
+    /// What had to wait for the thaw. The limits are in force already: the files have them. If systemd
+    /// cannot be reached, it hears of them with the next ones.
     pub(super) async fn tell_untold(&self, id: &str) {
-        let (cgroup, properties) = {
-            let mut state = self.lock();
-            let Ok(container) = state.container_mut(id) else { return };
-            (container.cgroup.clone(), std::mem::take(&mut container.untold))
+        let cgroup = match self.lock().container(id) {
+            Ok(container) if !container.untold.is_empty() => container.cgroup.clone(),
+            _ => return,
         };
-        if !properties.is_empty()
-            && let Err(error) = self.tell(id, &cgroup, properties).await
-        {
-            log::warn!("resume container {id:?}: {error}");
+        if let Err(error) = self.tell(id, &cgroup, Vec::new()).await {
+            log::warn!("container {id:?} is thawed: {error}");
         }
     }
 }

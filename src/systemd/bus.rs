@@ -68,9 +68,12 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Error {
         match failure {
             Failure::Refused { name, text } => {
-                let kind = match name.ends_with("NoSuchUnit") {
-                    true => Kind::NotFound,
-                    false => Kind::Unknown,
+                let kind = match name.rsplit(' ').next().unwrap_or_default() {
+                    "NoSuchUnit" => Kind::NotFound,
+                    "InvalidArgs" | "InvalidSignature" | "PropertyReadOnly" => {
+                        Kind::InvalidArgument
+                    }
+                    _ => Kind::Unknown,
                 };
                 Error::new(kind, format!("{name}: {text}"))
             }

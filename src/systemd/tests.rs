@@ -27,6 +27,8 @@ enum Answer {
     /// Somebody on the bus says that the job has failed, and then it is done.
     Forged,
     Refuse(&'static str),
+    /// A job that does not end.
+    Queued,
     HangUp,
     Silence,
 }
@@ -77,10 +79,14 @@ impl Peer {
     }
 
     async fn start_inside(&self, inside: impl Fn() -> bool) -> Result<()> {
+        self.start_job(inside, &AtomicU32::new(0)).await
+    }
+
+    async fn start_job(&self, inside: impl Fn() -> bool, job: &AtomicU32) -> Result<()> {
         let unit =
             Unit { name: "a-b.scope".into(), slice: "a.slice".into(), path: "/a.slice".into() };
         let properties = [Property::new("MemoryMax", 5u64)];
-        self.systemd().start(&unit, 4711, &properties, inside).await
+        self.systemd().start(&unit, 4711, &properties, inside, job).await
     }
 
     fn calls(&self) -> Vec<String> {
@@ -147,6 +153,7 @@ async fn serve(
             Answer::HangUp => return Ok(()),
             Answer::Silence => std::future::pending().await,
             Answer::Done => reply(serial, &()),
+            Answer::Queued => reply(serial, &(job,)),
             Answer::Refuse(name) => refusal(serial, name),
             Answer::Early => [ended(job.clone(), "done"), reply(serial, &(job,))].concat(),
             Answer::Forged => {
@@ -249,7 +256,9 @@ async fn a_bus_that_hangs() {
     }
     // Nobody takes connections, until its queue is full.
     let peer = Peer::new("full", true, &[]);
-    let _listener = std::os::unix::net::UnixListener::bind(&peer.places.private).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&peer.places.private).unwrap();
+    let short = nix::sys::socket::Backlog::new(0).unwrap();
+    nix::sys::socket::listen(&listener, short).unwrap();
     let mut queue = Vec::new();
     while let Ok(stream) = socket_to(&peer.places.private) {
         queue.push(stream);
@@ -259,6 +268,22 @@ async fn a_bus_that_hangs() {
     assert_eq!(error.kind(), Kind::DeadlineExceeded);
     let error = error.to_string();
     assert!(error.contains("private\"): EAGAIN; connect("), "{error}");
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_waits_for_any_more() {
+    let peer = Peer::new("queued", false, &[Answer::Queued, Answer::Done]);
+    let job = AtomicU32::new(0);
+    let error = peer.start_job(|| false, &job).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::DeadlineExceeded);
+    peer.systemd().cancel(job.into_inner()).await;
+    assert_eq!(peer.calls(), [START, "CancelJob u"]);
+    // One that has ended is none.
+    let peer = Peer::new("ended", false, &[Answer::Job("done")]);
+    let job = AtomicU32::new(0);
+    peer.start_job(|| false, &job).await.unwrap();
+    peer.systemd().cancel(job.into_inner()).await;
+    assert_eq!(peer.calls(), [START]);
 }
 
 #[tokio::test]
@@ -331,9 +356,11 @@ async fn a_unit_that_exists() {
 #[tokio::test]
 async fn refusals_have_systemds_words() {
     let peer = Peer::new("no", false, &[Answer::Refuse("PropertyReadOnly")]);
-    let error = peer.start(false).await.unwrap_err().to_string();
+    let error = peer.start(false).await.unwrap_err();
+    // Not to be tried again.
+    assert_eq!(error.kind(), Kind::InvalidArgument);
     let want = "start unit \"a-b.scope\": StartTransientUnit: PropertyReadOnly: in words";
-    assert_eq!(error, want);
+    assert_eq!(error.to_string(), want);
     let error = peer.systemd().set("x.scope", &[Property::new("X", true)]).await.unwrap_err();
     let want = "set properties of unit \"x.scope\": SetUnitProperties: PropertyReadOnly: in words";
     assert_eq!(error.to_string(), want);

@@ -178,7 +178,10 @@ fn volumes_with_mapped_ids() {
         chown(volume.join("f"), Some(7), Some(8)).unwrap();
         let below = volume.join("below");
         fs::create_dir(&below).unwrap();
-        mount(Some("t"), &below, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        // A mount of the same kind: a tmpfs maps no ids before Linux 6.3.
+        let other = pod.dir.join("other");
+        fs::create_dir(&other).unwrap();
+        mount(Some(&other), &below, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         let bind = |options: Value, maps: Option<Value>| {
             let mut bind = json!({"destination": "/vol", "source": volume, "options": options});
             if let Some(maps) = maps {
@@ -206,7 +209,9 @@ fn volumes_with_mapped_ids() {
         let error = pod.create("c", &spec).await.unwrap_err().to_string();
         assert!(error.contains("without mappings, and without a user namespace"), "{error}");
         umount2(&below, MntFlags::MNT_DETACH).unwrap();
-        fs::remove_dir_all(&volume).unwrap();
+        for dir in [&volume, &other] {
+            fs::remove_dir_all(dir).unwrap();
+        }
     });
 }
 

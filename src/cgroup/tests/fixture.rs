@@ -376,6 +376,7 @@ fn an_update_knows_its_way_back() {
         ("box/io.weight", "default 100\n8:0 50\n"),
         ("box/io.max", "8:0 rbps=1 wbps=max riops=max wiops=max\n"),
         ("box/rdma.max", "mlx4_0 hca_handle=3 hca_object=max\n"),
+        ("box/misc.max", "sev 5\nsev_es max\n"),
     ]);
     let cgroup = Cgroup::from_record(temp.v2());
     let json = r#"{"cpu": {"quota": 7000, "cpus": "0"}, "pids": {"limit": 9},
@@ -384,11 +385,12 @@ fn an_update_knows_its_way_back() {
             {"major": 8, "minor": 16, "weight": 10}],
             "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5},
             {"major": 8, "minor": 16, "rate": 5}]},
-        "rdma": {"mlx4_0": {"hcaHandles": 1}}}"#;
+        "rdma": {"mlx4_0": {"hcaHandles": 1}}, "unified": {"misc.max": "sev_es 9"}}"#;
     let update = cgroup.update(&serde_json::from_str(json).unwrap()).unwrap();
     let file = |name: &str| temp.0.join("box").join(name);
     let undo: Vec<String> = update.undo.iter().map(Op::to_string).collect();
     let wanted = [
+        ("misc.max", "sev_es max"),
         ("rdma.max", "mlx4_0 hca_handle=3 hca_object=max"),
         ("io.max", "8:16 rbps=max wbps=max riops=max wiops=max"),
         ("io.max", "8:0 rbps=1 wbps=max riops=max wiops=max"),

@@ -54,6 +54,13 @@ pub(super) fn properties(spec: &Spec) -> Result<Vec<Property>> {
     Ok(all)
 }
 
+/// The property that this one is another word for: systemd takes `StartupMemoryMax` in place of
+/// `MemoryMax` while the host starts or stops, and `MemoryMaxScale` is a part of its memory.
+pub(super) fn limited(name: &str) -> &str {
+    let name = name.strip_prefix("Startup").unwrap_or(name);
+    name.strip_suffix("Scale").unwrap_or(name)
+}
+
 fn property(name: &str, value: &str) -> Result<Property> {
     let known = FAMILIES.iter().any(|begin| name.starts_with(begin)) || OTHERS.contains(&name);
     if !known || !name.bytes().all(|b| b.is_ascii_alphabetic()) {

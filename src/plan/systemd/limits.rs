@@ -36,8 +36,11 @@ pub fn rounded(resources: &LinuxResources, live: Option<Live>) -> LinuxResources
         && let Some((quota, period)) = quota(cpu, live)
         && quota > 0
     {
-        let rounded =
-            i128::from(per_second(quota, period)) * i128::from(period) / i128::from(SECOND);
+        // A division loses something: what is whole percents already stays as it is.
+        let rounded = match exact(quota, period) % i128::from(PERCENT) {
+            0 => i128::from(quota),
+            _ => i128::from(per_second(quota, period)) * i128::from(period) / i128::from(SECOND),
+        };
         cpu.set_quota(i64::try_from(rounded).ok());
     }
     resources
@@ -109,11 +112,15 @@ fn quota(cpu: &LinuxCpu, live: Option<Live>) -> Option<(i64, u64)> {
     Some((quota, if period == 0 { known } else { period }))
 }
 
-/// A quota as a part of a second, in whole percents, upwards.
+/// A quota as a part of a second.
+fn exact(quota: i64, period: u64) -> i128 {
+    i128::from(quota) * i128::from(SECOND) / i128::from(period.max(1))
+}
+
+/// The same in whole percents, upwards.
 fn per_second(quota: i64, period: u64) -> u64 {
-    let exact = i128::from(quota) * i128::from(SECOND) / i128::from(period.max(1));
     let percent = i128::from(PERCENT);
-    u64::try_from((exact + percent - 1) / percent * percent).unwrap_or(MAX)
+    u64::try_from((exact(quota, period) + percent - 1) / percent * percent).unwrap_or(MAX)
 }
 
 fn cpu_quota(quota: i64, period: u64, all: &mut Vec<Property>) {
@@ -127,6 +134,9 @@ fn cpu_time(cpu: &LinuxCpu, live: Option<Live>, version: u32, all: &mut Vec<Prop
         all.push(Property::new("CPUWeight", 0u64));
     } else if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
         all.push(Property::new("CPUWeight", weight(shares)));
+    } else if cpu.idle() == Some(0) && live.is_some_and(|live| live.idle) {
+        // The kernel's own of a cgroup that is idle no more. systemd would make it idle again.
+        all.push(Property::new("CPUWeight", 100u64));
     }
     if let Some((quota, period)) = quota(cpu, live) {
         cpu_quota(quota, period, all);

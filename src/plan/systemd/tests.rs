@@ -151,6 +151,9 @@ fn an_annotation_lifts_no_limit() {
         &[
             ("org.systemd.property.MemoryMax", "uint64 18446744073709551615"),
             ("org.systemd.property.MemoryMaxScale", "uint32 4294967295"),
+            ("org.systemd.property.StartupMemoryMax", "uint64 18446744073709551615"),
+            ("org.systemd.property.StartupMemoryMaxScale", "uint32 4294967295"),
+            ("org.systemd.property.StartupMemoryHigh", "uint64 5"),
             ("org.systemd.property.TasksMax", "uint64 5"),
         ],
     );
@@ -158,9 +161,8 @@ fn an_annotation_lifts_no_limit() {
     spec.linux_mut().as_mut().unwrap().set_resources(Some(limits));
     let unit = unit(&spec).unwrap().unwrap();
     let all = lines(&scope(&unit, "web", &spec, 0).unwrap());
-    let set: Vec<&str> = all.lines().filter(|line| line.contains("Max")).collect();
-    let want =
-        ["MemoryMaxScale = uint32 4294967295", "TasksMax = uint64 5", "MemoryMax = uint64 4096"];
+    let set: Vec<&str> = all.lines().filter(|line| line.contains("uint")).collect();
+    let want = ["StartupMemoryHigh = uint64 5", "TasksMax = uint64 5", "MemoryMax = uint64 4096"];
     assert_eq!(set, want);
 }
 
@@ -264,6 +266,8 @@ fn a_quota_is_rounded_for_both() {
         (Some(50000), Some(100_000))
     );
     assert_eq!(of(r#"{"cpu": {"quota": 1}}"#, None), (Some(1000), None));
+    // Whole percents but for what the division loses: 999 of it the kernel would refuse.
+    assert_eq!(of(r#"{"cpu": {"quota": 1000, "period": 33333}}"#, None), (Some(1000), Some(33333)));
     assert_eq!(of(r#"{"cpu": {"quota": -1}}"#, None), (Some(-1), None));
     assert_eq!(of(r#"{"cpu": {"shares": 5}}"#, None), (None, None));
     // An update of the one alone: the other is as it was.
@@ -287,6 +291,15 @@ fn what_a_version_of_systemd_knows() {
     assert!(!asks_for_version(&resources(r#"{"cpu": {"idle": 0, "shares": 1024}}"#)));
     assert_eq!(given(idle, None, 252), "CPUWeight = uint64 0\n");
     assert_eq!(given(idle, None, 251), "CPUWeight = uint64 100\n");
+    // What is idle no more needs a weight again.
+    let live = |idle| Some(crate::plan::cgroup::Live { idle, ..Default::default() });
+    let woken = r#"{"cpu": {"idle": 0}}"#;
+    assert_eq!(given(woken, live(true), 252), "CPUWeight = uint64 100\n");
+    assert_eq!(given(woken, live(false), 252), "");
+    assert_eq!(
+        given(r#"{"cpu": {"idle": 0, "shares": 2048}}"#, live(true), 252),
+        "CPUWeight = uint64 174\n"
+    );
     let both = r#"{"unified": {"cpu.idle": "1", "cpu.weight": "50"}}"#;
     assert_eq!(given(both, None, 252), "CPUWeight = uint64 0\n");
     assert_eq!(given(both, None, 251), "CPUWeight = uint64 50\n");
