@@ -101,6 +101,9 @@ fn limits_are_there_before_the_program_and_after_an_update() {
         Arc::clone(&pod.shim).update("c".into(), update).await.unwrap();
         assert_eq!(read(&pids), "7");
         assert_eq!(read(&memory), (32u64 << 20).to_string());
+        // No limit is asked for: as it was. It would read as 0, which is 1.
+        Arc::clone(&pod.shim).update("c".into(), br#"{"pids": {}}"#.to_vec()).await.unwrap();
+        assert_eq!(read(&pids), "7");
         let bad = Arc::clone(&pod.shim).update("c".into(), b"[".to_vec()).await.unwrap_err();
         assert_eq!(bad.kind(), containerd_shim_rs::error::Kind::InvalidArgument);
         // An exec is inside the same limits.
