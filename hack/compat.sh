@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The same smoke on each containerd and docker that the shim is known to serve: compat.sh [SUBJECT…], of all when none is given. Others than
 # the pinned containerd are unpacked from Debian's packages. Each runs in PID, mount and network namespaces of its own
-# (compat/inside.sh). SHIM_DIR (target/release) holds containerd-shim-rs-v2. Ends with a count; its status is that of all.
+# (compat/inside.sh). SHIM_DIR (target/release) holds containerd-shim-rs-v2. COMPAT_SECONDS (150): for each subject. Ends with a count; its
+# status is that of all.
 # It must never install a package, start a service of this machine, nor leave anything on it.
 set -euo pipefail
 
@@ -52,7 +53,7 @@ trap 'exit 130' INT TERM
 
 # smoke SUBJECT: a line for each check, and its count into passed and failed.
 smoke() {
-	local status=0 counts ok bad end=$((SECONDS + 150))
+	local status=0 counts ok bad end=$((SECONDS + ${COMPAT_SECONDS:-150}))
 	unshare --mount --net --pid --fork --kill-child --mount-proc --propagation private \
 		bash "$hack/compat/inside.sh" "$1" "$mark" >"$work/out" 2>&1 </dev/null &
 	inside=$!

@@ -156,6 +156,10 @@ mod tests {
         let dir = dir("race");
         let path = dir.join("s");
         for round in 0..200 {
+            // A child that another test has just forked may hold the last one.
+            while answers(&path).unwrap() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             let barrier = std::sync::Barrier::new(4);
             let found: Vec<Listening> = std::thread::scope(|scope| {
                 let listen = || {
