@@ -4,6 +4,7 @@
 //! It must never need the server, never wait for something that may not come (containerd kills it
 //! after 5 s), and say the same when it is called twice.
 
+use std::ffi::CStr;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use nix::errno::Errno;
 
 use crate::bundle::{self, ContainerRecord, ServerRecord};
 use crate::cgroup::Cgroup;
+use crate::child::report::Call;
+use crate::child::{self, Fail};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Exit;
 use crate::plan::{self, Op};
@@ -122,6 +125,11 @@ fn remove_container(
 ) -> (Option<OwnedFd>, Result<()>) {
     let cgroup = Cgroup::from_record(record.cgroups.clone()).in_unit(record.unit.clone());
     let mut errors = Vec::new();
+    if !cgroup.cgroups().unified {
+        // A process that is frozen on v1 dies of SIGKILL only once it is thawed: to wait for it before
+        // that would take all the time.
+        let _ = cgroup.thaw();
+    }
     let init = end_process(record.pid, record.start_time, Duration::ZERO, end);
     let init = init.unwrap_or_else(|error| {
         errors.push(error);
@@ -226,22 +234,36 @@ fn empty(cgroup: &Cgroup, end: Instant) -> Result<()> {
 
 fn remove(ops: Vec<Op>, end: Instant) -> Result<()> {
     let mut errors = Vec::new();
-    for op in ops {
-        let Op::Rmdir { path } = op else { continue };
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match sys::raw::rmdir(&path) {
-                Ok(_) | Err(Errno::ENOENT) => break,
-                // The kernel still takes the last process apart.
-                Err(Errno::EBUSY) if Instant::now() < end => sleep(&mut pause),
-                Err(errno) => {
-                    errors.push(Error::sys(format!("rmdir {path:?}"), errno));
-                    break;
-                }
-            }
+    let mut wait = |tries: u32| {
+        let more = Instant::now() < end;
+        if more {
+            sys::raw::sleep_ms(1 << tries.min(5));
         }
+        more
+    };
+    for op in ops {
+        let result = match &op {
+            Op::Rmdir { path } => child::cgroup::rmdir(path, &mut wait),
+            Op::RemoveCgroup { path } => remove_cgroup(path, &mut wait, end),
+            _ => continue,
+        };
+        errors.extend(
+            result
+                .err()
+                .map(|Fail(call, errno)| Error::sys(format_args!("{op}: {}", call.name()), errno)),
+        );
     }
     Error::join(errors)
+}
+
+/// What is too much for one go is gone on with until `end`.
+fn remove_cgroup(path: &CStr, wait: &mut dyn FnMut(u32) -> bool, end: Instant) -> Result<(), Fail> {
+    while !child::cgroup::remove(path, wait)? {
+        if Instant::now() > end {
+            return Err(Fail(Call::Rmdir, Errno::ETIMEDOUT));
+        }
+    }
+    Ok(())
 }
 
 /// Takes a rootfs away from the host. What is not mounted any more is gone.

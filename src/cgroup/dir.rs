@@ -69,17 +69,23 @@ impl Dir {
         if below.as_os_str().is_empty() {
             return Ok(Some(Dir { fd: self.dup()?, path: self.path.clone() }));
         }
+        let fd = self.open_below(below)?;
+        Ok(fd.map(|fd| Dir { fd, path: self.path.join(below) }))
+    }
+
+    fn open_below(&self, below: &Path) -> Result<Option<OwnedFd>> {
         let how =
             OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(
                 ResolveFlag::RESOLVE_BENEATH
                     | ResolveFlag::RESOLVE_NO_SYMLINKS
                     | ResolveFlag::RESOLVE_NO_XDEV,
             );
-        let path = self.path.join(below);
         match openat2(&self.fd, below, how) {
-            Ok(fd) => Ok(Some(Dir { fd, path })),
+            Ok(fd) => Ok(Some(fd)),
             Err(Errno::ENOENT | Errno::ENODEV) => Ok(None),
-            Err(errno) => Err(Error::sys(format_args!("openat2({path:?})"), errno)),
+            Err(errno) => {
+                Err(Error::sys(format_args!("openat2({:?})", self.path.join(below)), errno))
+            }
         }
     }
 
@@ -179,12 +185,12 @@ impl Dir {
         }
     }
 
-    /// The names of its files and its child cgroups.
     /// The names of the cgroups in it.
     pub fn children(&self) -> Result<Vec<OsString>> {
         self.list(Type::Directory)
     }
 
+    /// The names of its files or its child cgroups; none if it has gone.
     fn list(&self, kind: Type) -> Result<Vec<OsString>> {
         let doing = || format!("list {:?}", self.path);
         // A new open file: a duplicate would share the position with `self.fd`.
@@ -207,17 +213,40 @@ impl Dir {
         Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
 
-    /// Paths of this cgroup (the empty path) and all below it; each comes after its parent.
-    pub fn tree(&self) -> Result<Vec<PathBuf>> {
-        let mut tree = vec![PathBuf::new()];
-        let mut next = 0;
-        while let Some(below) = tree.get(next).cloned() {
-            next += 1;
-            // Gone since its parent was read: so are those below it.
-            let Some(dir) = self.descend(&below)? else { continue };
-            tree.extend(dir.list(Type::Directory)?.into_iter().map(|name| below.join(name)));
+    /// Looks at this cgroup and all below it, at each after its parent. It goes by one name at a
+    /// time: a container can nest cgroups deeper than a path may be long.
+    pub fn walk(self, look: &mut dyn FnMut(&Dir) -> Result<()>) -> Result<()> {
+        let mut here = self;
+        look(&here)?;
+        // What is still to be looked at in each from the top down to `here`.
+        let mut left = vec![here.list(Type::Directory)?];
+        while let Some(names) = left.last_mut() {
+            if let Some(name) = names.pop() {
+                // Gone since its parent was read: so are those below it.
+                let Some(fd) = here.open_below(Path::new(&name))? else { continue };
+                // Not a new path for each: their lengths would add up to the square of the depth.
+                let mut path = std::mem::take(&mut here.path);
+                path.push(&name);
+                here = Dir { fd, path };
+                look(&here)?;
+                left.push(here.list(Type::Directory)?);
+                continue;
+            }
+            left.pop();
+            if !left.is_empty() {
+                here = here.up()?;
+            }
         }
-        Ok(tree)
+        Ok(())
+    }
+
+    /// Its parent. The kernel moves no cgroup to another one.
+    fn up(mut self) -> Result<Dir> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = openat(&self.fd, "..", flags, Mode::empty());
+        let fd = fd.doing(|| format!("open({:?}, O_DIRECTORY)", self.path.join("..")))?;
+        self.path.pop();
+        Ok(Dir { fd, path: self.path })
     }
 }
 

@@ -243,18 +243,13 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes it in every hierarchy, with what is below it. Parents stay, whoever made them.
+    /// Removes it in every hierarchy where it is, with what is below it. Parents stay, whoever made
+    /// them. Of very many cgroups a child leaves some for the next one: see [`crate::child::cgroup`].
     pub fn remove(&self) -> Result<Vec<Op>> {
         let mut ops = Vec::new();
         for at in &self.cgroups.dirs {
-            let Some(dir) = Dir::open(at)? else { continue };
-            for below in dir.tree()?.iter().rev() {
-                let path = if below.as_os_str().is_empty() {
-                    at.path.clone()
-                } else {
-                    at.path.join(below)
-                };
-                ops.push(Op::Rmdir { path: c_string(path.as_os_str().as_bytes())? });
+            if Dir::open(at)?.is_some() {
+                ops.push(Op::RemoveCgroup { path: c_string(at.path.as_os_str().as_bytes())? });
             }
         }
         Ok(ops)
@@ -316,21 +311,29 @@ fn frozen(dir: &Dir, unified: bool) -> Result<bool> {
 /// Every process of a cgroup and those below it.
 fn pids(at: &CgroupDir) -> Result<Vec<u32>> {
     let Some(top) = Dir::open(at)? else { return Ok(Vec::new()) };
+    // Of a threaded cgroup, below which all are, the kernel lists the processes in the domain above
+    // only, with all others of that.
+    let threaded = top.read("cgroup.procs")?.is_none();
+    let file = if threaded { "cgroup.threads" } else { "cgroup.procs" };
     let mut pids = BTreeSet::new();
-    for below in top.tree()? {
-        let Some(dir) = top.descend(&below)? else { continue };
-        let text = match dir.read("cgroup.procs")? {
-            // A threaded cgroup: its processes show in the domain above, if that is ours.
-            None if below == Path::new("") => dir.read("cgroup.threads")?,
-            text => text,
-        };
-        pids.extend(
-            text.iter().flat_map(|text| text.lines()).filter_map(|pid| pid.parse::<u32>().ok()),
-        );
-    }
+    top.walk(&mut |dir| {
+        let text = dir.read(file)?.unwrap_or_default();
+        pids.extend(text.lines().filter_map(|pid| pid.parse::<u32>().ok()));
+        Ok(())
+    })?;
     // 0: a process of another PID namespace.
     pids.remove(&0);
+    if threaded {
+        // A process whose first thread has ended is in no list but by its others.
+        pids = pids.into_iter().filter_map(process_of).collect();
+    }
     Ok(pids.into_iter().collect())
+}
+
+/// The process that a thread belongs to; none: it has ended.
+fn process_of(thread: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
 /// A signal to each process by pidfd. A number may have been reused before it was opened, so what is
@@ -361,7 +364,7 @@ fn pidfds(pids: &[u32]) -> Result<(Vec<(usize, OwnedFd)>, usize)> {
     for (i, pid) in pids.iter().enumerate() {
         match pidfd_open(*pid) {
             Ok(pidfd) => open.push((i, pidfd)),
-            // Gone, or a thread of a threaded cgroup, whose process has another line.
+            // Gone; or gone, and a thread has its number.
             Err(Errno::ESRCH | Errno::EINVAL | Errno::ENOENT) => {}
             // A container may have more processes than we may have files.
             Err(Errno::EMFILE | Errno::ENFILE) if open.len() > SPARE => {

@@ -3,7 +3,7 @@
 //! It must never decide anything that the plan could have decided.
 
 use super::report::Call;
-use super::{At, Fail, Fd, Frozen, attributes, copy, device, path, process, user};
+use super::{At, Fail, Fd, Frozen, attributes, cgroup, copy, device, path, process, user};
 use crate::plan::{Attr, Op, Param, Slot, Target};
 use crate::sys::raw;
 
@@ -34,7 +34,8 @@ pub(super) fn apply<'a>(f: &mut Frozen<'a>, op: &'a Op, index: u16) -> Result<()
         Op::WriteFile { path, data } => path::write_file(path, data.to_bytes()),
         Op::Sysctl { path, value } => path::write_file(path, value.to_bytes()),
         Op::MakeGroup { path } => raw::mkdirat(raw::CWD, path, 0o755).at(Call::Mkdirat).map(drop),
-        Op::Rmdir { path } => path::rmdir(path),
+        Op::Rmdir { path } => cgroup::rmdir(path, &mut cgroup::wait),
+        Op::RemoveCgroup { path } => cgroup::remove(path, &mut cgroup::wait).map(drop),
         Op::Unmount { path } => path::unmount(path),
 
         Op::OpenTree { source, into, recursive } => {

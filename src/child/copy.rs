@@ -9,16 +9,13 @@ use std::ffi::CStr;
 
 use nix::errno::Errno;
 
+use super::path::{entries, open_beneath};
 use super::report::Call;
 use super::{At, Fail, Fd};
 use crate::sys::raw;
 
 /// Each directory is a frame on the stack and four descriptors.
 const DEEPEST: u32 = 64;
-const ENTRIES_LEN: usize = 4096;
-/// `struct linux_dirent64`: the record's length, and its name.
-const RECORD_LEN: usize = 16;
-const NAME: usize = 19;
 /// The kernel's own limit is a little less than 2 GB.
 const CHUNK: usize = 1 << 30;
 
@@ -31,42 +28,22 @@ pub(super) fn tree(from: i32, to: i32, mode: bool) -> Result<(), Fail> {
     copied?;
     if mode {
         let stat = raw::fstat(from).at(Call::Fstat)?;
-        let root = open(to, c".", libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let root = open_beneath(to, c".", libc::O_RDONLY | libc::O_DIRECTORY)?;
         raw::fchmod(root.0, stat.st_mode & 0o7777).at(Call::Fchmod)?;
     }
     Ok(())
-}
-
-fn open(dir: i32, name: &CStr, flags: i32) -> Result<Fd, Fail> {
-    const HERE: u64 = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV;
-    raw::openat2(dir, name, flags, 0, HERE).at(Call::Openat2).map(Fd)
 }
 
 fn directory(from: i32, to: i32, left: u32) -> Result<(), Fail> {
     let Some(left) = left.checked_sub(1) else {
         return Err(Fail(Call::TooDeep, Errno::ELOOP));
     };
-    let from = open(from, c".", libc::O_RDONLY | libc::O_DIRECTORY)?;
-    let mut entries = [0u8; ENTRIES_LEN];
-    loop {
-        let len = raw::getdents(from.0, &mut entries).at(Call::Getdents)?;
-        let mut rest = entries.get(..len).unwrap_or_default();
-        if rest.is_empty() {
-            return Ok(());
-        }
-        while let Some([low, high]) = rest.get(RECORD_LEN..RECORD_LEN.saturating_add(2)) {
-            let name = rest.get(NAME..).and_then(|name| CStr::from_bytes_until_nul(name).ok());
-            if let Some(name) = name.filter(|name| ![c".", c".."].contains(name)) {
-                entry(from.0, to, name, left)?;
-            }
-            let next = usize::from(u16::from_ne_bytes([*low, *high]));
-            rest = rest.get(next.max(NAME)..).unwrap_or_default();
-        }
-    }
+    let from = open_beneath(from, c".", libc::O_RDONLY | libc::O_DIRECTORY)?;
+    entries(from.0, &mut |name, _| entry(from.0, to, name, left).map(|()| false)).map(drop)
 }
 
 fn entry(from: i32, to: i32, name: &CStr, left: u32) -> Result<(), Fail> {
-    let path = match open(from, name, libc::O_PATH | libc::O_NOFOLLOW) {
+    let path = match open_beneath(from, name, libc::O_PATH | libc::O_NOFOLLOW) {
         // Taken away since it was listed.
         Err(Fail(_, Errno::ENOENT)) => return Ok(()),
         path => path?,
@@ -76,13 +53,13 @@ fn entry(from: i32, to: i32, name: &CStr, left: u32) -> Result<(), Fail> {
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFDIR => {
             raw::mkdirat(to, name, 0o700).at(Call::Mkdirat)?;
-            let to = open(to, name, libc::O_RDONLY | libc::O_DIRECTORY)?;
+            let to = open_beneath(to, name, libc::O_RDONLY | libc::O_DIRECTORY)?;
             directory(path.0, to.0, left)?;
             give(&to, &stat, mode)
         }
         libc::S_IFREG => {
             let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-            let from = open(from, name, flags)?;
+            let from = open_beneath(from, name, flags)?;
             let opened = raw::fstat(from.0).at(Call::Fstat)?;
             if (opened.st_dev, opened.st_ino) != (stat.st_dev, stat.st_ino) {
                 return Err(Fail(Call::OtherNode, Errno::EAGAIN));

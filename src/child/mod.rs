@@ -13,6 +13,7 @@
 
 mod apply;
 mod attributes;
+pub(crate) mod cgroup;
 mod copy;
 mod device;
 mod path;
@@ -58,7 +59,7 @@ struct State<'a> {
 
 /// A failed call, before it is known which op it was in.
 #[derive(Clone, Copy, Debug)]
-struct Fail(Call, Errno);
+pub(crate) struct Fail(pub(crate) Call, pub(crate) Errno);
 
 /// Names the call of a failed result.
 trait At<T> {

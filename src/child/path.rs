@@ -17,6 +17,10 @@ const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 /// openat2(2): EAGAIN when a rename or mount raced with the resolution; a hostile container can
 /// make that happen for ever.
 const RESOLVE_TRIES: u32 = 128;
+const ENTRIES_LEN: usize = 4096;
+/// `struct linux_dirent64`: the record's length, a byte of the type, and its name.
+const RECORD_LEN: usize = 16;
+const NAME: usize = 19;
 
 /// Opens a path beneath `root`.
 fn open_in(root: i32, path: &CStr, flags: i32, no_symlinks: bool) -> Result<Fd, Errno> {
@@ -33,7 +37,16 @@ fn open_in(root: i32, path: &CStr, flags: i32, no_symlinks: bool) -> Result<Fd, 
 
 /// A host directory, not through any symlink.
 pub(super) fn open_no_symlinks(path: &CStr) -> Result<Fd, Fail> {
-    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    host_directory(path, libc::O_PATH)
+}
+
+/// The same, to be read.
+pub(super) fn open_directory(path: &CStr) -> Result<Fd, Fail> {
+    host_directory(path, libc::O_RDONLY)
+}
+
+fn host_directory(path: &CStr, flags: i32) -> Result<Fd, Fail> {
+    let flags = flags | libc::O_DIRECTORY;
     raw::openat2(raw::CWD, path, flags, 0, libc::RESOLVE_NO_SYMLINKS).at(Call::Openat2).map(Fd)
 }
 
@@ -241,17 +254,38 @@ pub(super) fn write_file(path: &CStr, data: &[u8]) -> Result<(), Fail> {
     raw::write(fd.0, data).at(Call::Write)
 }
 
-/// Removes a cgroup. EBUSY while the kernel still takes the last process apart: again for 1 s.
-pub(super) fn rmdir(path: &CStr) -> Result<(), Fail> {
-    let mut wait_ms: i64 = 1;
+/// What lies in an open directory; neither through a link nor in another mount.
+pub(super) fn open_beneath(dir: i32, name: &CStr, flags: i32) -> Result<Fd, Fail> {
+    const HERE: u64 = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV;
+    raw::openat2(dir, name, flags, 0, HERE).at(Call::Openat2).map(Fd)
+}
+
+/// The names in an open directory that is at its beginning, each with its `d_type`, until `look` says
+/// that it has seen enough; whether it did.
+pub(super) fn entries(
+    dir: i32,
+    look: &mut dyn FnMut(&CStr, u8) -> Result<bool, Fail>,
+) -> Result<bool, Fail> {
+    let mut entries = [0u8; ENTRIES_LEN];
     loop {
-        match raw::rmdir(path) {
-            Ok(_) | Err(Errno::ENOENT) => return Ok(()),
-            Err(Errno::EBUSY) if wait_ms < 512 => {
-                raw::sleep_ms(wait_ms);
-                wait_ms = wait_ms.saturating_mul(2);
+        let len = match raw::getdents(dir, &mut entries) {
+            // Removed since it was opened.
+            Err(Errno::ENOENT) => 0,
+            len => len.at(Call::Getdents)?,
+        };
+        let mut rest = entries.get(..len).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(false);
+        }
+        while let Some([low, high, kind]) = rest.get(RECORD_LEN..NAME) {
+            let name = rest.get(NAME..).and_then(|name| CStr::from_bytes_until_nul(name).ok());
+            if let Some(name) = name.filter(|name| ![c".", c".."].contains(name))
+                && look(name, *kind)?
+            {
+                return Ok(true);
             }
-            Err(errno) => return Err(Fail(Call::Rmdir, errno)),
+            let next = usize::from(u16::from_ne_bytes([*low, *high]));
+            rest = rest.get(next.max(NAME)..).unwrap_or_default();
         }
     }
 }

@@ -130,6 +130,9 @@ pub enum Op {
     MakeGroup { path: CString },
     /// Removes a host directory; one that is absent is not an error. EBUSY is tried again for 1 s.
     Rmdir { path: CString },
+    /// Removes a cgroup with all below it; one that is absent is not an error. EBUSY is tried again
+    /// for 1 s each.
+    RemoveCgroup { path: CString },
     /// Takes a mount of the host away, lazily; what is no mount point is not an error.
     Unmount { path: CString },
 

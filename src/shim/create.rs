@@ -28,10 +28,8 @@ use crate::rdt;
 use crate::stdio::{Kind as StdioKind, Stdio};
 use crate::{sys, user};
 
-/// How long the cgroup of a failed Create may take to go.
+/// How long a cgroup may take to go, or a good part of those that its container made in it.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
-/// And how many of those that it made itself go in that time.
-const REMOVE_AT_ONCE: usize = 10_000;
 
 /// How long the network devices of a Create may take to be moved.
 const DEVICES_LIMIT: Duration = Duration::from_secs(30);
@@ -403,13 +401,15 @@ impl Shim {
     /// Removes a cgroup off the loop.
     pub(super) async fn remove_cgroup(&self, cgroup: &Cgroup) -> Result<()> {
         self.stop_scope(cgroup).await;
-        // A container that may make cgroups can make more than a plan has steps.
-        for ops in cgroup.remove()?.chunks(REMOVE_AT_ONCE) {
-            let ops = ops.iter().cloned().chain([Op::Exit]).collect();
+        loop {
+            let mut ops = cgroup.remove()?;
+            if ops.is_empty() {
+                return Ok(());
+            }
+            ops.push(Op::Exit);
             let plan = plan::Plan { ops, ..Default::default() };
             launch::run(&self.reaper, plan, REMOVE_LIMIT).await?;
         }
-        Ok(())
     }
 }
 

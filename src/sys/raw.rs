@@ -135,9 +135,9 @@ pub fn symlinkat(to: &CStr, dir: c_int, name: &CStr) -> Result<c_int, Errno> {
     call!("both strings live across the call", libc::SYS_symlinkat, to.as_ptr(), dir, name.as_ptr())
 }
 
-/// `rmdir(2)`.
-pub fn rmdir(path: &CStr) -> Result<c_int, Errno> {
-    call!("path lives across the call", libc::SYS_unlinkat, CWD, path.as_ptr(), libc::AT_REMOVEDIR)
+/// `rmdir(2)`, beneath an open directory.
+pub fn rmdir(dir: c_int, path: &CStr) -> Result<c_int, Errno> {
+    call!("path lives across the call", libc::SYS_unlinkat, dir, path.as_ptr(), libc::AT_REMOVEDIR)
 }
 
 /// `fchownat(2)` of the open file itself.

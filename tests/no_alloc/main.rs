@@ -161,7 +161,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    JoinCgroup Unshare Setns UserRoot TimeOffsets IdMap JoinKeyring OomScore WriteFile Sysctl MakeGroup Rmdir Unmount OpenTree TakeTree
+    JoinCgroup Unshare Setns UserRoot TimeOffsets IdMap JoinKeyring OomScore WriteFile Sysctl MakeGroup Rmdir RemoveCgroup Unmount OpenTree TakeTree
     SetAttr NewMount OldMount Propagate AttachRootfs OpenRootfs Attach Mount MakeDir
     CopyUp MakeNode Symlink Mask Readonly OpenPty AttachConsole Hooks Pivot Hostname Domainname Setsid
     ControllingTerminal Birth LiftFds Dup ChownStdio Umask Rlimit BoundingSet KeepCaps Groups Gid Uid Capset Ambient
@@ -303,6 +303,14 @@ fn rest(dir: &Dir) -> (Plan, Vec<(Input, OwnedFd)>) {
         Op::MakeGroup { path: dir.path("source/group") },
         Op::Rmdir { path: dir.path("source/group") },
         Op::Rmdir { path: dir.path("absent") },
+        Op::MakeGroup { path: dir.path("source/group") },
+        Op::MakeGroup { path: dir.path("source/group/one") },
+        Op::MakeGroup { path: dir.path("source/group/one/below") },
+        Op::MakeGroup { path: dir.path("source/group/two") },
+        Op::RemoveCgroup { path: dir.path("source/group") },
+        // Fails unless it is gone.
+        Op::MakeGroup { path: dir.path("source/group") },
+        Op::RemoveCgroup { path: dir.path("absent") },
         Op::Unmount { path: dir.path("cgroup") },
         Op::Unmount { path: dir.path("absent") },
         Op::Hooks,

@@ -22,6 +22,9 @@ pub fn refused_on_the_host(dir: &Dir) -> Vec<(Op, &'static str)> {
         (Op::Sysctl { path: bad.clone(), value: c"".into() }, "open: ENOTDIR"),
         (Op::MakeGroup { path: dir.path("file") }, "mkdirat: EEXIST"),
         (Op::Rmdir { path: dir.path("file") }, "rmdir: ENOTDIR"),
+        (Op::RemoveCgroup { path: dir.path("file") }, "openat2: ENOTDIR"),
+        // For its file it is as one with a process.
+        (Op::RemoveCgroup { path: dir.path("rootfs/bin") }, "rmdir: EBUSY"),
         (Op::Unmount { path: bad.clone() }, "umount2: ENOTDIR"),
         (Op::TakeTree { path: bad.clone(), into: none }, "open_tree: ENOTDIR"),
         (Op::OpenTree { source: bad.clone(), into: none, recursive: true }, "open_tree: ENOTDIR"),

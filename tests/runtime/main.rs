@@ -31,6 +31,7 @@ mod seccomp;
 mod seen;
 mod stdio;
 mod streams;
+mod stubborn;
 mod unified;
 mod userlocks;
 mod usernamespace;

@@ -311,6 +311,33 @@ fn processes_above_a_container_leave_it_threaded() {
     assert_eq!(temp.read("box/cpu.max"), "5000");
 }
 
+/// A plain file system has no list of processes where the kernel refuses one.
+#[test]
+fn the_threads_below_a_threaded_cgroup_are_processes() {
+    let temp = Temp::new("lists");
+    let cgroup = Cgroup::from_record(temp.v2());
+    std::thread::scope(|scope| {
+        let (ask, asked) = std::sync::mpsc::channel::<()>();
+        let (say, said) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            say.send(nix::unistd::gettid().to_string()).unwrap();
+            let _ = asked.recv();
+        });
+        let thread = said.recv().unwrap();
+        let own = std::process::id();
+        assert_ne!(thread, own.to_string());
+        temp.write(&[
+            ("box/cgroup.threads", "4194305\n"),
+            ("box/a/b/cgroup.threads", &format!("{thread}\n")),
+        ]);
+        assert_eq!(cgroup.pids().unwrap(), [own]);
+        // Below a domain the list of that has them.
+        temp.write(&[("box/cgroup.procs", "7\n")]);
+        assert_eq!(cgroup.pids().unwrap(), [7]);
+        drop(ask);
+    });
+}
+
 #[test]
 fn an_update_writes_what_blocks_in_a_child() {
     let temp = Temp::new("update");

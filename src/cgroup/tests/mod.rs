@@ -59,7 +59,9 @@ fn carry_out(ops: &[Op]) -> std::io::Result<()> {
     for op in ops {
         match op {
             Op::WriteFile { path: file, data } => fs::write(path(file), data.as_bytes())?,
-            Op::Rmdir { path: dir } => fs::remove_dir(path(dir))?,
+            Op::RemoveCgroup { path } => {
+                crate::child::cgroup::remove(path, &mut |_| false).map_err(|fail| fail.1)?;
+            }
             Op::Exit => {}
             other => panic!("{other}"),
         }

@@ -207,7 +207,7 @@ fn pause_kill_and_remove() {
     other.wait().unwrap();
     assert!(dead && alive);
     let ops = cgroup.remove().unwrap();
-    assert_eq!(ops.len(), 2 * scratch.cgroups.dirs.len());
+    assert_eq!(ops.len(), scratch.cgroups.dirs.len());
     carry_out(&ops).unwrap();
     assert!(scratch.cgroups.dirs.iter().all(|at| !at.path.exists()));
     assert!(scratch.exists(), "parents stay");

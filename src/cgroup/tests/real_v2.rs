@@ -84,6 +84,44 @@ fn kill_without_the_kernels_help() {
 }
 
 #[test]
+fn what_is_nested_in_a_threaded_cgroup_is_listed_and_killed() {
+    let Some(mut scratch) = scratch("lists") else { return };
+    let (cgroup, own) = (scratch.cgroup(), scratch.cgroups.dirs[0].path.clone());
+    // By hand: with a controller handed on to it, it would be no such cgroup.
+    fs::create_dir_all(own.join("inner")).unwrap();
+    for dir in [own.clone(), own.join("inner")] {
+        fs::write(dir.join("cgroup.type"), "threaded").unwrap();
+    }
+    let mut pids = [scratch.run("", "exec sleep 60"), scratch.run("inner", "exec sleep 60")];
+    pids.sort_unstable();
+    assert!(within(|| cgroup.pids().unwrap() == pids));
+    cgroup.kill_all(libc::SIGKILL).unwrap();
+    assert!(within(|| cgroup.empty().unwrap()));
+    carry_out(&cgroup.remove().unwrap()).unwrap();
+    assert!(!own.exists());
+}
+
+#[test]
+fn what_goes_while_it_is_looked_at_is_no_error() {
+    let Some(scratch) = scratch("going") else { return };
+    let own = &scratch.cgroups.dirs[0].path;
+    let both = ["one", "other"].map(|name| own.join(name));
+    both.iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+    let mut seen = Vec::new();
+    let walked = Dir::open(&scratch.cgroups.dirs[0]).unwrap().unwrap().walk(&mut |dir| {
+        seen.push(dir.path().to_owned());
+        if dir.path() != own {
+            both.iter().for_each(|dir| fs::remove_dir(dir).unwrap());
+            assert_eq!(dir.read("cgroup.procs").unwrap(), None);
+        }
+        Ok(())
+    });
+    both.iter().for_each(|dir| drop(fs::remove_dir(dir)));
+    assert!(seen.len() == 2 && seen[0] == *own && both.contains(&seen[1]), "{seen:?}");
+    walked.unwrap();
+}
+
+#[test]
 fn a_cgroup_below_a_frozen_one_is_refused() {
     let Some(scratch) = scratch("frozen") else { return };
     Cgroup::create(&scratch.cgroups, &Limits::default()).unwrap();
@@ -247,6 +285,8 @@ fn a_filter_is_replaced_without_a_moment_of_none() {
         rounds > 100 && tried() > 200
     }));
     let ended = scratch.children[0].try_wait().unwrap();
+    // The shell first: it would make the file again.
+    drop(scratch);
     fs::remove_file(file).unwrap();
     assert_eq!(ended, None, "it could open what it may not");
 }

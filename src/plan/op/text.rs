@@ -133,6 +133,7 @@ impl fmt::Display for Op {
             Op::Sysctl { path, value } => write!(f, "sysctl {path:?} = {value:?}"),
             Op::MakeGroup { path } => write!(f, "mkdir {path:?}"),
             Op::Rmdir { path } => write!(f, "rmdir {path:?}"),
+            Op::RemoveCgroup { path } => write!(f, "remove cgroup {path:?}"),
             Op::Unmount { path } => write!(f, "unmount {path:?}"),
             Op::TakeTree { path, into } => write!(f, "take tree {path:?} -> {into}"),
             Op::OpenTree { source, into, recursive } => {
