@@ -17,7 +17,7 @@ repo=$(dirname "$hack")
 reports=$repo/.tools/reports
 
 # All tests of cargo: vm-test.sh. Most of them would say nothing new here.
-cargo() { "$hack/vm-test.sh" -- runtime apparmor:: life:: limits:: numbers:: oom:: refused:: unified:: userlocks::; }
+cargo() { "$hack/vm-test.sh" -- runtime apparmor:: life:: limits:: numbers:: oom:: refused:: stubborn:: unified:: userlocks::; }
 newer() { "$hack/vm-test.sh" --kernel newer -- runtime refused:: unified:: userlocks::; }
 pods() { "$hack/vm.sh" -- bash -ec 'target/release/containerd-shim-rs-v2 check; hack/ctr-check.sh; hack/pod-check.sh rs; hack/crash-check.sh'; }
 systemd() {

@@ -69,11 +69,12 @@ docker_run_smoke() {
 		sh -c 'echo $(id -u) $(id -G | cut -d" " -f2) $(pwd) $A $(sed -n "s/CapBnd:.//p; s/NoNewPrivs:.//p" /proc/self/status)'
 	is 'docker: run, volumes' 'root:* 1024 32768' d "${once[@]}" -v /etc:/x:ro -v data:/data --tmpfs /t:size=1m --shm-size 32m busybox \
 		sh -c 'touch /data/a; echo $(head -n 1 /x/passwd) $(df /t /dev/shm | awk "/^(tmpfs|shm)/ { print \$2 }")'
-	is 'docker: run, limits' '67108864 20 50000' d "${once[@]}" --memory 64m --cpus 0.5 --pids-limit 20 busybox \
+	# Before the answer may come that there is no swap on this host.
+	is 'docker: run, limits' '*67108864 20 50000' d "${once[@]}" --memory 64m --cpus 0.5 --pids-limit 20 busybox \
 		sh -c 'cd /sys/fs/cgroup; echo $(cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us 2>/dev/null || cat memory.max pids.max cpu.max) | cut -d" " -f1-3'
 	is 'docker: run, a read-only root' '*Read-only file system <1>' d "${once[@]}" --read-only busybox touch /file
 	is 'docker: run, privileged' ok d "${once[@]}" --privileged busybox sh -c 'mount -t tmpfs none /home && echo ok'
-	is 'docker: run, out of memory' ' <137>' docker_run "${plain[@]}" --name oom --memory 16m busybox tail /dev/zero
+	is 'docker: run, out of memory' '* <137>' docker_run "${plain[@]}" --name oom --memory 16m busybox tail /dev/zero
 	is 'docker: and docker knows' 'true 137' state oom OOMKilled ExitCode
 	is 'docker: rm' oom d rm oom
 }
@@ -90,7 +91,8 @@ docker_smoke() {
 	is 'docker: stats' 'main [1-9]*' d stats --no-stream --format '{{.Name}} {{.PIDs}}' main
 	is 'docker: update' main* d update --memory 64m --memory-swap 64m main
 	is 'docker: the new limit' 67108864 d exec main sh -c 'cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes 2>/dev/null || cat memory.max'
-	is 'docker: cp' '' d cp /etc/passwd main:/tmp/copy
+	# Before Linux 6.6 (fchmodat2) docker 28.5 cannot set the mode of what it has copied; it asks no runtime for that.
+	is 'docker: cp' '?(*chmod copy: *)' d cp /etc/passwd main:/tmp/copy
 	is 'docker: the copy' 'root:*' d exec main head -n 1 /tmp/copy
 	is 'docker: pause' main d pause main
 	is 'docker: paused' paused state main Status
