@@ -1,17 +1,19 @@
 //! What a container leaves that is hard to end or to remove, with its shim and without: a pause, and
 //! cgroups that it made itself, nested deeper than a path may be long.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_rs::cgroup::Cgroup;
 use containerd_shim_rs::cleanup;
-use containerd_shim_rs::plan::{CgroupDir, Cgroups};
+use containerd_shim_rs::launch;
+use containerd_shim_rs::plan::{CgroupDir, Cgroups, Op, Plan};
 use containerd_shim_rs::sys::raw;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::signal::{Signal, kill};
@@ -146,6 +148,31 @@ fn delete_without_a_server_removes_cgroups_however_deep() {
         assert!(!dir.exists());
         drop(nest);
         pod.end("c").await;
+    });
+}
+
+#[test]
+fn a_cgroup_that_is_busy_is_removed_once_its_process_has_gone() {
+    alone(async |pod: &mut Pod| {
+        let top = limit(&sh("true"), "pids.max", "pids.max");
+        let dir = top.parent().unwrap().with_file_name("busy");
+        fs::create_dir_all(&dir).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+        let path = CString::new(dir.as_os_str().as_bytes()).unwrap();
+        let ops = vec![Op::RemoveCgroup { path }, Op::Exit];
+        let plan = Plan { ops, ..Plan::default() };
+        let removed = launch::run(pod.shim.reaper(), plan, Duration::from_secs(60));
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert!(dir.exists());
+            child.kill().unwrap();
+        };
+        let (removed, ()) = tokio::join!(removed, later);
+        // The reaper may have had it first.
+        let _ = child.wait();
+        removed.unwrap();
+        assert!(!dir.exists());
     });
 }
 
