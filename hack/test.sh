@@ -15,8 +15,12 @@ install() {
 	echo "test: installing $1"
 	"${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}" >/dev/null; }
 }
-# A dynamic busybox would do nothing in a root file system of its own. The package takes the place of `busybox`, where that is.
-{ [[ -x /bin/busybox ]] && ! ldd /bin/busybox >/dev/null 2>&1; } || install busybox-static
+# A dynamic busybox would do nothing in a root file system of its own. Debian has but one of the two at a time.
+[[ ! -x /bin/busybox ]] || ! ldd /bin/busybox >/dev/null 2>&1 || {
+	echo 'test: busybox is not static, and no package is taken away here: apt-get install busybox-static' >&2
+	exit 1
+}
+[[ -x /bin/busybox ]] || install busybox-static
 # tests/seccomp links the library that our filters are compared with.
 [[ -e /usr/include/seccomp.h ]] || install libseccomp-dev
 # shim/tests/footprint.rs measures what is shipped. A test runs in its package's folder: no relative path.

@@ -68,7 +68,8 @@ flags=()
 while (($#)) && [[ $1 != -- ]]; do flags+=("$1"); shift; done
 only=${2:-}
 filter=("${@:3}")
-built=$(cargo test --workspace --locked --no-run 2>&1 | tee /dev/stderr)
+# Not /dev/stderr: of a log it would be another open file, with a position of its own.
+built=$(cargo test --workspace --locked --no-run 2>&1 | tee >(cat >&2))
 mapfile -t binaries < <(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$built")
 chosen=()
 for binary in "${binaries[@]}"; do

@@ -26,6 +26,8 @@ const KILLED: u32 = 137;
 /// Ops are numbered with 16 bits in a report.
 const MAX_OPS: usize = u16::MAX as usize;
 
+/// How long a child that was killed is waited for.
+const DEATH_LIMIT: Duration = Duration::from_secs(1);
 /// How long the report of a birth may take after it.
 const BIRTH_LIMIT: Duration = Duration::from_secs(1);
 
@@ -152,7 +154,8 @@ fn join_error(errno: Errno) -> Error {
     }
 }
 
-/// Carries out a plan that runs no program; its child is killed at the deadline.
+/// Carries out a plan that runs no program; its child is killed at the deadline, and mostly dead when
+/// the error is returned.
 pub async fn run(reaper: &Arc<Reaper>, plan: Plan, deadline: Duration) -> Result<()> {
     run_with(reaper, plan, Vec::new(), deadline).await
 }
@@ -175,8 +178,9 @@ pub async fn run_with(
     match tokio::time::timeout(deadline, whole).await {
         Ok(result) => result,
         Err(_) => {
-            // Not awaited: a child that hangs in the kernel dies when the kernel lets it.
             let _ = sys::fd::pidfd_signal(&child.pidfd, libc::SIGKILL);
+            // No longer: a child that hangs in the kernel dies when the kernel lets it.
+            let _ = tokio::time::timeout(DEATH_LIMIT, ended(&mut child.exit)).await;
             let text = format!(
                 "{}: no answer within {deadline:?}",
                 child.plan.ops.first().map_or_else(String::new, Op::to_string)

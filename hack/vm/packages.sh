@@ -10,7 +10,12 @@ install_emulator() {
 		command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 	done
 	[[ -x /usr/lib/qemu/virtiofsd || -x /usr/libexec/virtiofsd ]] || missing+=("$(apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd || echo qemu-system-common)")
-	{ [[ -x /bin/busybox ]] && ! ldd /bin/busybox >/dev/null 2>&1; } || missing+=(busybox-static)
+	# Debian has but one of the two at a time.
+	[[ ! -x /bin/busybox ]] || ! ldd /bin/busybox >/dev/null 2>&1 || {
+		echo 'vm: busybox is not static, and no package is taken away here: apt-get install busybox-static' >&2
+		return 1
+	}
+	[[ -x /bin/busybox ]] || missing+=(busybox-static)
 	((${#missing[@]})) || return 0
 	echo "vm: installing Debian packages: ${missing[*]}" >&2
 	local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove "${missing[@]}")

@@ -37,7 +37,7 @@ pub struct Unit {
 }
 
 /// One property of a unit, of the type that systemd wants.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Property {
     pub name: String,
     pub value: Value<'static>,

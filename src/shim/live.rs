@@ -130,12 +130,13 @@ impl Shim {
         let version = self.version_for(&cgroup, &resources).await.doing(doing)?;
         let mut update = cgroup.update_by(&resources, version).doing(doing)?;
         let properties = std::mem::take(&mut update.properties);
-        self.tell(&id, &cgroup, properties).await.doing(doing)?;
+        if let Err(error) = self.tell(&id, &cgroup, properties).await {
+            self.keep_untold(&id, &error, update.old_properties());
+            return Err(error).doing(doing);
+        }
         let result = self.carry_out(&cgroup, &update).await;
-        if result.is_err()
-            && let Err(error) = self.tell(&id, &cgroup, update.old_properties()).await
-        {
-            log::warn!("update container {id:?}: set back: {error}");
+        if result.is_err() {
+            self.untell(&id, &cgroup, update.old_properties()).await;
         }
         result.doing(doing)
     }
@@ -147,10 +148,14 @@ impl Shim {
             Err(error) => error,
             Ok(()) => {
                 let Err(error) = self.write(&update.ops).await else { return Ok(()) };
-                // A child that did not come to its end may yet write; another would hang as well.
-                if error.kind() != Kind::DeadlineExceeded {
-                    for op in &update.undo {
-                        left.extend(self.write(std::slice::from_ref(op)).await.err());
+                for op in &update.undo {
+                    let undone = self.write(std::slice::from_ref(op)).await;
+                    let hangs = |error: &Error| error.kind() == Kind::DeadlineExceeded;
+                    let give_up = undone.as_ref().is_err_and(hangs);
+                    left.extend(undone.err());
+                    if give_up {
+                        // Another would hang as well.
+                        break;
                     }
                 }
                 error

@@ -67,15 +67,22 @@ pub(super) fn last_look(shim: &Shim, state: &mut State, id: &str, exit: Exit) {
 pub(super) fn slice(state: &State, cgroup: &Cgroup) -> Option<Arc<Slice>> {
     let there = state.containers.values().filter_map(|container| container.slice.as_ref());
     let known = there.filter(|_| cgroup.unit().is_some()).find(|slice| slice.holds(cgroup));
-    let alone = |slice: &Slice| slice.only(|name| is_ours(state, name));
+    let own = |name: &str| cgroup.unit() == Some(name);
+    let alone = |slice: &Slice| slice.only(|name| own(name) || is_ours(state, name));
     known.cloned().or_else(|| Slice::of(cgroup).filter(alone).map(Arc::new))
 }
 
 /// Whether a scope is that of a container of this pod, or will be.
 fn is_ours(state: &State, name: &str) -> bool {
     let of = |container: &Container| container.cgroup.unit() == Some(name);
-    let scope = |id: &String| name.strip_suffix(".scope").is_some_and(|name| name.ends_with(id));
+    let scope = |id: &String| is_scope_of(name, id);
     state.containers.values().any(of) || state.creating.keys().any(scope)
+}
+
+/// By what containerd and docker call them: `prefix-ID.scope`.
+fn is_scope_of(name: &str, id: &str) -> bool {
+    let before = name.strip_suffix(".scope").and_then(|name| name.strip_suffix(id));
+    before.is_some_and(|before| before.is_empty() || before.ends_with('-'))
 }
 
 /// Follows a container's notices until its init has ended.
@@ -121,5 +128,37 @@ async fn follow(shim: &Shim, id: &str, notices: &Notices, looks: u32) -> Result<
             }
             Err(_) => turn += 1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{CgroupDir, Cgroups};
+
+    #[test]
+    fn a_slice_is_its_own_whatever_the_scope_is_called() {
+        let mountpoint = std::env::temp_dir().join(format!("rs-slice-{}", std::process::id()));
+        let slice = mountpoint.join("x.slice");
+        let path = slice.join("rs-name.scope");
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(slice.join("memory.events"), "oom_kill 3\n").unwrap();
+        let at = CgroupDir { controllers: vec!["memory".into()], mountpoint, path };
+        let top = at.mountpoint.clone();
+        let cgroup = Cgroup::from_record(Cgroups { unified: true, dirs: vec![at] })
+            .in_unit(Some("rs-name.scope".into()));
+        let mut state = State::default();
+        state.creating.insert("id".into(), None);
+        let alone = super::slice(&state, &cgroup).is_some();
+        std::fs::create_dir(slice.join("other.scope")).unwrap();
+        let beside = super::slice(&state, &cgroup).is_some();
+        std::fs::remove_dir_all(top).unwrap();
+        assert!(alone && !beside);
+    }
+
+    #[test]
+    fn a_scope_whose_name_ends_alike_is_another() {
+        assert!(is_scope_of("cri-containerd-1.scope", "1") && is_scope_of("1.scope", "1"));
+        assert!(!is_scope_of("docker-11.scope", "1") && !is_scope_of("docker-1.service", "1"));
     }
 }

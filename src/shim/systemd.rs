@@ -53,6 +53,20 @@ impl Scope {
     }
 }
 
+/// Whether systemd may know nothing of what it was told.
+fn unheard(error: &Error) -> bool {
+    [Kind::DeadlineExceeded, Kind::Unavailable].contains(&error.kind())
+}
+
+impl Container {
+    /// Keeps limits for later, in place of older ones.
+    fn hold_back(&mut self, properties: Vec<Property>) {
+        let new = |name: &str| properties.iter().any(|property| property.name == name);
+        self.untold.retain(|property| !new(&property.name));
+        self.untold.extend(properties);
+    }
+}
+
 impl Shim {
     fn systemd(
         &self,
@@ -158,41 +172,63 @@ impl Shim {
         }
     }
 
-    /// Tells systemd of new limits, and of what it has not heard yet: now, or once the container is
-    /// thawed.
+    /// Tells systemd of new limits, and before them of what it has not heard yet: now, or once the
+    /// container is thawed. What it has not heard is given up only when it has, or has refused it.
     pub(super) async fn tell(
         &self,
         id: &str,
         cgroup: &Cgroup,
-        mut properties: Vec<Property>,
+        properties: Vec<Property>,
     ) -> Result<()> {
         let Some(unit) = cgroup.unit() else { return Ok(()) };
         self.until(|state| state.container(id).map_or(true, |container| !container.telling)).await;
         let older = {
             let mut state = self.lock();
             let container = state.container_mut(id)?;
-            let new = |name: &str| properties.iter().any(|property| property.name == name);
-            container.untold.retain(|property| !new(&property.name));
-            let older = container.untold.len();
-            properties.splice(..0, std::mem::take(&mut container.untold));
             if container.freezer != Freezer::Thawed {
-                container.untold = properties;
+                container.hold_back(properties);
                 return Ok(());
             }
             container.telling = true;
-            older
+            container.untold.clone()
         };
-        let told = async { self.systemd(LIMIT)?.set(unit, &properties).await }.await;
+        // A call of its own: one that refuses what is new takes nothing of it all.
+        let first = async { self.systemd(LIMIT)?.set(unit, &older).await }.await;
+        let heard = first.as_ref().map_or_else(|error| !unheard(error), |()| true);
+        let told = match first {
+            Err(error) if !heard => Err(error),
+            first => {
+                if let Err(error) = first {
+                    log::warn!("container {id:?}: {error}");
+                }
+                async { self.systemd(LIMIT)?.set(unit, &properties).await }.await
+            }
+        };
         if let Ok(container) = self.lock().container_mut(id) {
             container.telling = false;
-            let unheard = [Kind::DeadlineExceeded, Kind::Unavailable];
-            if told.as_ref().is_err_and(|error| unheard.contains(&error.kind())) {
-                properties.truncate(older);
-                container.untold = properties;
+            if heard {
+                container.untold.clear();
             }
         }
         self.changed.notify_waiters();
         told
+    }
+
+    /// Takes back what systemd was told of. The files have it already; if systemd cannot be reached, it
+    /// hears of it with the next limits.
+    pub(super) async fn untell(&self, id: &str, cgroup: &Cgroup, properties: Vec<Property>) {
+        let Err(error) = self.tell(id, cgroup, properties.clone()).await else { return };
+        log::warn!("update container {id:?}: set back: {error}");
+        self.keep_untold(id, &error, properties);
+    }
+
+    /// After a call without an answer: what systemd has to hear, whether or not it has heard that.
+    pub(super) fn keep_untold(&self, id: &str, error: &Error, properties: Vec<Property>) {
+        if unheard(error)
+            && let Ok(container) = self.lock().container_mut(id)
+        {
+            container.hold_back(properties);
+        }
     }
 
     /// What had to wait for the thaw. The limits are in force already: the files have them. If systemd

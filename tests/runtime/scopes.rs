@@ -79,8 +79,14 @@ fn what_a_pause_held_back_is_told_at_last_and_never_over_what_is_newer() {
         assert_eq!(max(), 50);
         mount(Some(&silent), &private, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         Arc::clone(&pod.shim).resume("c".into()).await.unwrap();
+        // One that fails for it takes nothing away of what is still to be told.
+        let error = update(limit(65)).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::DeadlineExceeded);
         umount2(&private, MntFlags::MNT_DETACH).unwrap();
         assert_eq!(max(), 50);
+        // Nor does one that systemd refuses.
+        let error = update(json!({"unified": {"cpu.weight": "99999"}})).await.unwrap_err();
+        assert!(error.to_string().contains("SetUnitProperties: InvalidArgs"), "{error}");
         // With the next word to systemd comes what it has not heard.
         update(json!({"pids": {"limit": 77}})).await.unwrap();
         assert_eq!((max(), shown(&unit, "TasksMax").as_str()), (60, "77"));
