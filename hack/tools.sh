@@ -41,7 +41,7 @@ packages() {
 	command -v go >/dev/null || [[ -x /usr/local/go/bin/go ]] || missing+=(golang-go)
 	((${#missing[@]})) || return 0
 	echo "tools: installing Debian packages: ${missing[*]}"
-	local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}")
+	local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove "${missing[@]}")
 	"${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}" >/dev/null; }
 }
 
